@@ -1,0 +1,18 @@
+"""driftgate: on-policy distillation that stays good when rollouts are reused.
+
+The method as pure functions over flat streams of valid response tokens. `rows` int64 [N], non-decreasing, is the
+sequence of each token; spans are int64 [N], ids counted from 0 over the batch.
+"""
+
+from .method.gates import drift_gate, unit_mean
+from .method.objectives import sampled_token_loss, topk_reverse_kl
+from .method.spans import fixed_spans, newline_spans
+
+__all__ = [
+    "drift_gate",
+    "fixed_spans",
+    "newline_spans",
+    "sampled_token_loss",
+    "topk_reverse_kl",
+    "unit_mean",
+]

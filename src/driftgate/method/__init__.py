@@ -1,0 +1,1 @@
+"""The science: pure torch on flat streams of valid response tokens; imports nothing else of the package."""
