@@ -1,0 +1,14 @@
+"""Randomness that is addressed, not consumed: every draw is a function of its key alone.
+
+A resumed run, another batch split or another order of requests therefore draws the same numbers.
+"""
+
+import hashlib
+
+import numpy as np
+
+
+def generator(*key: int | str) -> np.random.Generator:
+    """The random stream at an address such as (run seed, "rollout", step, prompt id, sample index)."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
