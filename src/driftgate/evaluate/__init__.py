@@ -1,0 +1,1 @@
+"""Sampling on benchmarks, grading, and pass@k with its interval."""
