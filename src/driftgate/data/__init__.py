@@ -1,0 +1,1 @@
+"""Prompts, and the padding that a model call needs."""

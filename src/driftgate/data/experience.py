@@ -1,0 +1,93 @@
+"""A rollout batch with everything that learning from it needs; can be saved in the middle of a step.
+
+Shapes: B sequences, N valid response tokens of the batch in sequence order (the flat stream), K support tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .packing import MicroBatch, micro_batches, pack
+
+FLAT = ("engine_logp", "behaviour_logp", "teacher_logp", "support_ids", "support_logits")
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Tensors live on the CPU; micro-batches move what they need."""
+
+    prompts: list[Tensor]
+    """int64 [P_b] each, as the student saw them."""
+    teacher_prompts: list[Tensor]
+    """int64 [P'_b] each, as the teacher sees them."""
+    responses: list[Tensor]
+    """int64 [R_b] each, the stop token included."""
+    keep: list[Tensor]
+    """bool [R_b] each: the tokens that are in the flat stream."""
+    finished: Tensor
+    """bool [B]: False where the response was cut at the limit."""
+    engine_logp: Tensor
+    """float32 [N]: the engine's own log-probabilities, in nats; for the mismatch metric only."""
+    behaviour_logp: Tensor | None = None
+    """float32 [N]: log o(y_t), the student that wrote the rollout, by the trainer's forward."""
+    teacher_logp: Tensor | None = None
+    """float32 [N]: log q(y_t)."""
+    support_ids: Tensor | None = None
+    """int32 [N, K]: the teacher's most probable tokens."""
+    support_logits: Tensor | None = None
+    """float32 [N, K]: the teacher's logits there, at the sampling temperature."""
+    rows: Tensor = field(init=False)
+    """int64 [N]: the sequence of each token."""
+    starts: list[int] = field(init=False)
+    """Place of each sequence's first token in the stream."""
+    ids: Tensor = field(init=False)
+    """int64 [N]: the sampled token ids y_t."""
+
+    def __post_init__(self) -> None:
+        counts = torch.tensor([int(kept.sum()) for kept in self.keep])
+        object.__setattr__(self, "rows", torch.repeat_interleave(counts))
+        object.__setattr__(self, "ids", torch.cat([r[k] for r, k in zip(self.responses, self.keep)]))
+        object.__setattr__(self, "starts", (counts.cumsum(0) - counts).tolist())
+
+    def with_scores(self, **scores: Tensor | None) -> "Experience":
+        """The same rollouts with more of the optional fields."""
+        return replace(self, **scores)
+
+    def micro_batches(
+        self, sequences: Sequence[int], token_budget: int, device: torch.device, teacher: bool = False
+    ) -> Iterator[MicroBatch]:
+        """The forwards that cover `sequences`, behind the student's or the teacher's prompts."""
+        prompts = self.teacher_prompts if teacher else self.prompts
+        lengths = [len(p) + len(r) for p, r in zip(prompts, self.responses)]
+        for group in micro_batches(lengths, sequences, token_budget):
+            chosen = ([part[i] for i in group] for part in (prompts, self.responses, self.keep, self.starts))
+            yield pack(*chosen, device=device)  # type: ignore[arg-type]
+
+    def save(self, path: Path) -> None:
+        """One safetensors file."""
+        lists = {
+            "prompts": self.prompts,
+            "teacher_prompts": self.teacher_prompts,
+            "responses": self.responses,
+        }
+        tensors = {name: torch.cat(parts) for name, parts in {**lists, "keep": self.keep}.items()}
+        tensors |= {f"{name}.lengths": torch.tensor([len(p) for p in parts]) for name, parts in lists.items()}
+        flat = {name: getattr(self, name) for name in FLAT}
+        tensors |= {name: value.contiguous() for name, value in flat.items() if value is not None}
+        save_file({**tensors, "finished": self.finished}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Experience":
+        """What `save` wrote."""
+        tensors = load_file(path)
+        lists = {
+            name: list(tensors[name].split(tensors[f"{name}.lengths"].tolist()))
+            for name in ("prompts", "teacher_prompts", "responses")
+        }
+        keep = list(tensors["keep"].split(tensors["responses.lengths"].tolist()))
+        flat = {name: tensors.get(name) for name in FLAT}
+        return cls(**lists, keep=keep, finished=tensors["finished"], **flat)  # type: ignore[arg-type]

@@ -1,0 +1,124 @@
+"""Find, load and check models and tokenizers; every failure names the setting and the mend."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from ..config import ModelSettings
+from ..errors import InputError
+from .sources import resolve
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def load_tokenizer(settings: ModelSettings, role: str) -> PreTrainedTokenizerBase:
+    """The tokenizer saved beside the model. Raises InputError where there is none."""
+    path = resolve(settings.path, role)
+    try:
+        # cleaning up spaces would change what the model wrote
+        return AutoTokenizer.from_pretrained(path, clean_up_tokenization_spaces=False)
+    except (OSError, ValueError) as error:
+        raise InputError(_missing(role, settings.path, "tokenizer", error)) from None
+
+
+def load_model(settings: ModelSettings, role: str, device: torch.device) -> nn.Module:
+    """A causal LM on `device`, without dropout. `role` is "student" or "teacher". Raises InputError."""
+    path = resolve(settings.path, role)
+    model: Any
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[settings.dtype])
+    except (OSError, ValueError) as error:
+        raise InputError(_missing(role, settings.path, "causal language model", error)) from None
+    _remove_dropout(model)
+    _refuse_sliding_windows(model, role, settings.path)
+    return model.to(device)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one. Raises InputError for `cuda` without one."""
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
+        raise InputError("device = cuda: torch sees no GPU here; set device=auto or device=cpu")
+    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
+
+
+def check_vocabularies(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Student and teacher must give every token the same id, as one scores the other's. Raises InputError."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours == theirs:
+        return
+    odd = min((t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)), key=repr)
+    raise InputError(
+        f"teacher.path: its vocabulary ({len(theirs)} tokens) is not the student's ({len(ours)} tokens); token {odd!r} "
+        f"is {ours.get(odd, 'absent')} for the student and {theirs.get(odd, 'absent')} for the teacher. "
+        f"Choose a teacher with the student's tokenizer"
+    )
+
+
+def stop_ids(model: Any, tokenizer: PreTrainedTokenizerBase, role: str) -> tuple[int, ...]:
+    """Every id at which this model ends an answer; empty where neither its tokenizer nor its configuration names one.
+
+    Raises InputError where the two name different ones.
+    """
+    listed: Any = model.generation_config.eos_token_id if model.generation_config else None
+    ids: set[int] = {listed} if isinstance(listed, int) else set(listed or ())
+    own = tokenizer.eos_token_id
+    if ids and isinstance(own, int) and own not in ids:
+        raise InputError(
+            f"{role}.path: EOS clash: the tokenizer ends an answer with {tokenizer.eos_token!r} ({own}), the "
+            f"generation config with {sorted(ids)}; set rollout.stop_ids=[ID], or mend generation_config.json"
+        )
+    return tuple(sorted(ids | ({own} if isinstance(own, int) else set())))
+
+
+def choose_stop_ids(
+    student: tuple[nn.Module, PreTrainedTokenizerBase],
+    teacher: tuple[nn.Module, PreTrainedTokenizerBase],
+    chosen: tuple[int, ...] | None,
+) -> tuple[int, ...]:
+    """The ids that end a response: `chosen`, or the student's own. Raises InputError where they cannot be learned."""
+    if chosen:
+        return chosen
+    ours, theirs = stop_ids(*student, "student"), stop_ids(*teacher, "teacher")
+    if not ours:
+        raise InputError(
+            "student.path: neither its tokenizer nor its generation config has an EOS token, so no answer could end; "
+            "set rollout.stop_ids=[ID]"
+        )
+    if not set(ours) & set(theirs):
+        raise InputError(
+            f"teacher.path: EOS clash: it ends an answer with {list(theirs)}, the student with {list(ours)}, so the "
+            f"teacher would unteach stopping; set rollout.stop_ids=[ID] to the id that both should use"
+        )
+    return ours
+
+
+def context_length(model: Any) -> int | None:
+    """Positions that the model was made for, where its configuration says."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def _remove_dropout(model: nn.Module) -> None:
+    """Drift must come from the optimiser alone, so no forward may be random."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def _refuse_sliding_windows(model: nn.Module, role: str, path: str) -> None:
+    """The rollout cache keeps every position visible, which a windowed layer would not see in training."""
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise InputError(
+            f"{role}.path = {path!r}: layers of kind {sorted(kinds)} are not supported, only full attention"
+        )
+
+
+def _missing(role: str, path: str, what: str, error: Exception) -> str:
+    where = "the folder has no usable one" if Path(path).is_dir() else "no such folder, nor a hub model within reach"
+    return f"{role}.path = {path!r}: no {what} ({where}); give a folder or hub name. {str(error).splitlines()[0]}"

@@ -1,0 +1,1 @@
+"""Teachers: what they score, once per rollout batch."""

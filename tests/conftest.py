@@ -1,0 +1,80 @@
+"""Tiny models with random weights and the embedded tokenizer: what is tested is the machinery, not the mathematics."""
+
+import json
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from driftgate.recipe import check_config
+from driftgate.sandbox.tokenizer import build_tokenizer
+
+torch.set_num_threads(1)
+
+
+def make_model(folder, seed, hidden=32, layers=2, tied=False, std=0.3, **changes):
+    """A random Qwen3 with the embedded tokenizer, saved to `folder`."""
+    tokenizer = build_tokenizer()
+    config = Qwen3Config(
+        vocab_size=changes.pop("vocab_size", len(tokenizer)),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=changes.pop("kv_heads", 1),
+        head_dim=hidden // 2,
+        max_position_embeddings=changes.pop("context", 256),
+        initializer_range=std,
+        tie_word_embeddings=tied,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=changes.pop("eos", tokenizer.eos_token_id),
+        bos_token_id=None,
+        **changes,
+    )
+    torch.manual_seed(seed)
+    model = Qwen3ForCausalLM(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """(student, teacher) folders."""
+    folder = tmp_path_factory.mktemp("pair")
+    return make_model(folder / "student", 1), make_model(folder / "teacher", 2, hidden=48)
+
+
+@pytest.fixture(scope="session")
+def prompt_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    texts = ["3+4=", "12-7+1=", "5*5-2=", "40+2-11*3=", "9=", "1+1="]
+    rows = [{"id": f"p{i}", "problem": text, "answer": "7"} for i, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def settings(pair, prompt_file):
+    """A run small enough to test with: values to be changed and passed to `check_config`."""
+    student, teacher = pair
+    return {
+        "seed": 3,
+        "steps": 3,
+        "passes": 2,
+        "minibatch": 6,
+        "student": {"path": student},
+        "teacher": {"path": teacher},
+        "prompts": {"path": str(prompt_file), "per_step": 4},
+        "rollout": {"samples": 3, "max_new_tokens": 40},
+        "objective": {"kind": "lsm", "k": 6},
+        "gate": {"spans": "block", "size": 8, "tau": 5.0},
+        "optimizer": {"lr": 0.01},
+        "checkpoint": {"every": 2},
+        "threads": 1,
+    }
+
+
+@pytest.fixture
+def config(settings):
+    return check_config(settings)
