@@ -1,0 +1,106 @@
+"""The state of a run, on disk: whole or not there at all.
+
+A checkpoint is a folder `step-000012` or, in the middle of a step, `step-000012-update-003`, written beside its place
+under another name and renamed into it. `model/` inside is an ordinary Hugging Face folder.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from ..data.experience import Experience
+from ..errors import RunError
+
+PARTIAL = ".partial"
+
+
+@dataclass
+class Position:
+    """How far a run has come: `step` whole steps, and `update` optimiser updates of the step after them.
+
+    The prompts of a step are a function of its number, so this is the data position too.
+    """
+
+    step: int = 0
+    update: int = 0
+
+    @property
+    def name(self) -> str:
+        middle = f"-update-{self.update:03d}" if self.update else ""
+        return f"step-{self.step:06d}{middle}"
+
+
+def save(
+    folder: Path,
+    position: Position,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    learner_state: dict[str, Any],
+    pending: Experience | None,
+    keep: int,
+) -> Path:
+    """Write a checkpoint, then delete all but the newest `keep`. Raises RunError where the disk refuses."""
+    target = folder / position.name
+    partial = folder / (position.name + PARTIAL)
+    if target.exists():
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(f"*{PARTIAL}"):
+            shutil.rmtree(stale)
+        partial.mkdir()
+        model.save_pretrained(partial / "model")  # type: ignore[operator]
+        tokenizer.save_pretrained(partial / "model")
+        torch.save(learner_state | {"random": torch.get_rng_state()}, partial / "learner.pt")
+        if pending is not None:
+            pending.save(partial / "pending.safetensors")
+        (partial / "position.json").write_text(json.dumps(asdict(position)))
+        _flush(partial)
+        partial.rename(target)
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch and safetensors wrap "no space left" in their own
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunError(
+            f"checkpoint {target}: could not be written ({error}); the one before is kept. "
+            f"Free disk space and run the same command again to go on"
+        ) from error
+    for old in all_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path for path in folder.iterdir() if path.name.startswith("step-") and not path.name.endswith(PARTIAL)
+    )
+
+
+def load(path: Path) -> tuple[Position, dict[str, Any], Experience | None]:
+    """Position, learner state and pending rollout batch; restores torch's random state. The model is loaded apart."""
+    position = Position(**json.loads((path / "position.json").read_text()))
+    state = torch.load(path / "learner.pt", weights_only=True)
+    torch.set_rng_state(state.pop("random"))
+    pending = path / "pending.safetensors"
+    return position, state, Experience.load(pending) if pending.is_file() else None
+
+
+def _flush(folder: Path) -> None:
+    """Push every file to the disk before the rename makes the checkpoint count."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,42 @@
+"""`driftgate train`: a run folder from nothing, or onward from its last checkpoint."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from ..config import TrainConfig
+from ..errors import InputError
+from . import setup
+from .loop import train
+from .stop import Stopped, StopSignal
+from .tracking import Display, write_config, write_environment
+
+
+def run(config: TrainConfig, out: Path, console: Console, tell: Callable[[int], None] | None = None) -> None:
+    """Train in `out`, which holds config.yaml, environment.json, metrics.jsonl, rollouts/ and checkpoints/ afterwards.
+
+    tell: is told of every so many steps that are done, those of earlier sessions included.
+    Raises InputError before any compute for what the user must mend, RunError for a failure on the way.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; choose a folder")
+    config = setup.resolved_config(config, out)
+    parts = setup.set_up(config, out)
+    with setup.lock(out):
+        write_config(out / "config.yaml", config)
+        write_environment(out / "environment.json", resumed_at=parts.position.name)
+        if parts.position.step or parts.position.update:
+            console.print(f"resuming {out} at {parts.position.name}", highlight=False)
+        with StopSignal() as stop, Display(console, config.steps, parts.position.step, tell) as display:
+            try:
+                train(config, parts, out, display, stop)
+            except Stopped:
+                console.print(f"stopped and saved; the same command with --out {out} goes on", highlight=False)
+                raise
+    console.print(f"{config.steps} steps done; model in {final_model(out)}", highlight=False)
+
+
+def final_model(out: Path) -> Path:
+    """The model folder of a run's newest checkpoint."""
+    return setup.checkpoint.all_checkpoints(out / "checkpoints")[-1] / "model"

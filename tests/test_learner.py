@@ -1,0 +1,206 @@
+"""One update against the equations on full logits, and what it must not depend on."""
+
+import copy
+
+import pytest
+import torch
+from rich.console import Console
+from twins import (
+    slow_fixed_spans,
+    slow_gate,
+    slow_newline_spans,
+    slow_sampled_token_loss,
+    slow_topk_reverse_kl,
+)
+
+from driftgate.recipe import check_config
+from driftgate.train import loop, setup
+from driftgate.train.learner import make_spans
+from driftgate.train.stop import StopSignal
+from driftgate.train.tracking import Display, Metrics
+
+LSM, SAMPLED = {"kind": "lsm", "k": 6}, {"kind": "sampled_token"}
+GATES = [
+    {"spans": "none"},
+    {"spans": "block", "size": 8, "tau": 3.0},
+    {"spans": "newline", "tau": 3.0, "min_tokens": 2, "max_tokens": 9, "size": 8},
+    {"spans": "block", "size": 8, "tau": 3.0, "scope": "sequence"},
+    {"spans": "block8", "tau": 3.0, "statistic": "rms"},
+]
+
+
+def double(settings, **changes):
+    """The settings in float64, without clipping of the gradient."""
+    values = copy.deepcopy(settings) | changes
+    values["student"]["dtype"] = values["teacher"]["dtype"] = "float64"
+    values["optimizer"] = {"lr": 0.003, "clip_norm": 1e9}
+    return check_config(values)
+
+
+def collected(config, out):
+    """Parts and the first rollout batch of a run."""
+    parts = setup.set_up(config, out)
+    out.mkdir(exist_ok=True)
+    metrics = Metrics(out / "metrics.jsonl", parts.position)
+    display = Display(Console(quiet=True), config.steps, 0)
+    return parts, loop.collect(config, parts, 0, metrics, out, display, StopSignal())
+
+
+def slow_gradient(config, parts, batch, sequences):
+    """Gradient of L = sum of m_t g_t l_t / M, from full logits, one sequence at a time, gates normalised by hand."""
+    model, temperature = parts.policy.model, config.rollout.temperature
+    logp, student, rows, losses = [], [], [], []
+    for row in sequences:
+        prompt, response = batch.prompts[row], batch.responses[row]
+        logits = model(input_ids=torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1] / temperature
+        logp.append(logits.log_softmax(-1).gather(1, response[:, None])[:, 0])
+        student.append(logits)
+        rows += [row] * len(response)
+    logp, student, rows = torch.cat(logp), torch.cat(student), torch.tensor(rows)
+    chosen = torch.cat([(batch.rows == row).nonzero().flatten() for row in sequences])
+    if config.objective.kind == "lsm":
+        support = student.gather(1, batch.support_ids[chosen].long())
+        losses = slow_topk_reverse_kl(support, batch.support_logits[chosen])
+    else:
+        streams = batch.behaviour_logp[chosen], batch.teacher_logp[chosen]
+        losses = slow_sampled_token_loss(logp, *streams, "frozen", 0.2, 3.0)
+    gate = torch.ones(len(rows), dtype=torch.float64)
+    if config.gate.spans != "none":
+        order = torch.tensor([sequences.index(int(row)) for row in rows])
+        spans = slow_spans(config, parts, order, batch.ids[chosen])
+        gate = slow_gate(logp.detach(), batch.behaviour_logp[chosen], spans, config.gate.tau, config.gate.statistic)
+    if config.gate.scope == "sequence":
+        for row in sequences:
+            gate[rows == row] /= gate[rows == row].mean()
+    gate = gate / gate.mean()
+    loss = (gate * losses).sum() / len(rows)
+    return loss.detach(), torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+
+
+def slow_spans(config, parts, rows, ids):
+    gate = config.gate
+    if gate.spans == "block":
+        return torch.tensor(slow_fixed_spans(rows, gate.size))
+    ends = torch.tensor(["\n" in parts.tokenizer.decode([i]) for i in ids.tolist()])
+    return torch.tensor(slow_newline_spans(rows, ends, gate.min_tokens, gate.max_tokens, gate.size))
+
+
+@pytest.mark.parametrize("objective", [LSM, SAMPLED], ids=["lsm", "sampled_token"])
+@pytest.mark.parametrize("gate", GATES, ids=["none", "block", "newline", "sequence-scope", "rms"])
+def test_an_update_has_the_gradient_of_the_equations(settings, tmp_path, objective, gate):
+    config = double(settings, objective=objective, gate=gate, microbatch_tokens=60)
+    parts, batch = collected(config, tmp_path)
+    spans = make_spans(config, batch, parts.newline_ids)
+    minibatches = list(loop.schedule(config, 0, len(batch.responses)))
+    parts.learner.update(batch, spans, minibatches[0][2])  # so that the student has drifted
+    sequences = minibatches[1][2]
+    loss, expected = slow_gradient(config, parts, batch, sequences)
+    metrics = parts.learner.update(batch, spans, sequences)
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-9)
+    if gate["spans"] != "none":
+        assert metrics["gate_min"] < 0.99
+    for parameter, wanted in zip(parts.policy.model.parameters(), expected):
+        # the modules' norms run in float32 even in a float64 model, so layouts differ in the 7th digit
+        assert (parameter.grad - wanted).norm() < 1e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize("objective", [LSM, SAMPLED], ids=["lsm", "sampled_token"])
+@pytest.mark.parametrize("scope", ["minibatch", "sequence"])
+def test_the_split_into_micro_batches_changes_nothing(settings, tmp_path, objective, scope):
+    gate = {"spans": "block", "size": 8, "tau": 3.0, "scope": scope}
+    results = []
+    for tokens in (1, 90, 100_000):
+        config = double(settings, objective=objective, gate=gate, microbatch_tokens=tokens)
+        parts, batch = collected(config, tmp_path / str(tokens))
+        spans = make_spans(config, batch, parts.newline_ids)
+        metrics = [parts.learner.update(batch, spans, part) for _, _, part in loop.schedule(config, 0, 12)]
+        results.append((metrics, [p.detach().clone() for p in parts.policy.parameters()]))
+    for metrics, weights in results[1:]:
+        for one, other in zip(metrics, results[0][0]):
+            assert one == pytest.approx(other, rel=1e-9, abs=1e-12)
+        for one, other in zip(weights, results[0][1]):
+            torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+def test_the_first_update_after_a_rollout_is_ungated_to_the_bit(settings, tmp_path):
+    config = check_config(settings)  # in float32: equal bits, not equal digits
+    parts, batch = collected(config, tmp_path)
+    spans = make_spans(config, batch, parts.newline_ids)
+    metrics = parts.learner.update(batch, spans, next(loop.schedule(config, 0, 12))[2])
+    assert (metrics["gate_mean"], metrics["gate_min"], metrics["gate_std"]) == (1.0, 1.0, 0.0)
+    assert metrics["drift_abs"] == 0.0
+    assert metrics["loss"] == metrics["loss_ungated"]
+
+
+def test_with_one_pass_and_one_minibatch_the_gate_is_a_no_op(settings, tmp_path):
+    weights = []
+    for spans in ("none", "block"):
+        values = settings | {"passes": 1, "minibatch": None, "gate": {"spans": spans, "tau": 50.0}}
+        config = check_config(values)
+        parts, batch = collected(config, tmp_path / spans)
+        parts.learner.update(batch, make_spans(config, batch, parts.newline_ids), list(range(12)))
+        weights.append([p.detach().clone() for p in parts.policy.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights))
+
+
+def test_an_ungated_lsm_run_that_logs_no_drift_scores_no_behaviour(settings, tmp_path):
+    config = check_config(settings | {"gate": {"spans": "none"}, "log_drift": False})
+    parts, batch = collected(config, tmp_path)
+    assert batch.behaviour_logp is None
+    metrics = parts.learner.update(batch, make_spans(config, batch, parts.newline_ids), [0, 1, 2])
+    assert "drift_abs" not in metrics
+    assert metrics["gate_mean"] == 1.0
+
+
+def test_dropped_tokens_leave_the_loss_and_its_denominator(settings, tmp_path):
+    eos, newline = 1, 4
+    config = check_config(settings | {"objective": LSM | {"drop_tokens": [eos, newline]}})
+    parts, batch = collected(config, tmp_path)
+    assert not torch.isin(batch.ids, torch.tensor([eos, newline])).any()
+    kept = sum(int((~torch.isin(r, torch.tensor([eos, newline]))).sum()) for r in batch.responses)
+    assert len(batch.ids) == kept < sum(len(r) for r in batch.responses)
+
+
+def test_eos_is_learned_whatever_the_pad_token_is(settings, tmp_path):
+    config = check_config(settings | {"rollout": {"samples": 8, "max_new_tokens": 60}})
+    parts, batch = collected(config, tmp_path)
+    assert batch.finished.any()
+    assert batch.ids.eq(1).sum() == batch.finished.sum()
+    parts.policy.model.config.pad_token_id = parts.tokenizer.pad_token_id = 1  # pad == EOS
+    micros = list(batch.micro_batches(range(32), 10**6, parts.policy.device))
+    assert torch.cat([micro.tokens for micro in micros]).unique().numel() == len(batch.ids)
+
+
+def test_gradient_checkpointing_changes_nothing(settings, tmp_path):
+    weights = []
+    for on in (False, True):
+        values = copy.deepcopy(settings)
+        values["student"]["gradient_checkpointing"] = on
+        config = check_config(values)
+        parts, batch = collected(config, tmp_path / str(on))
+        parts.learner.update(batch, make_spans(config, batch, parts.newline_ids), list(range(12)))
+        weights.append([p.detach().clone() for p in parts.policy.parameters()])
+    for one, other in zip(*weights):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_bfloat16_products_train_float32_weights(settings, tmp_path):
+    values = copy.deepcopy(settings)
+    values["student"]["compute"] = "bfloat16"
+    config = check_config(values)
+    parts, batch = collected(config, tmp_path)
+    metrics = parts.learner.update(batch, make_spans(config, batch, parts.newline_ids), list(range(12)))
+    assert {p.dtype for p in parts.policy.parameters()} == {torch.float32}
+    assert metrics["gate_min"] == 1.0
+    assert metrics["grad_norm"] > 0
+
+
+@pytest.mark.parametrize(("name", "expected"), [("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)])
+def test_the_learning_rate_warms_up_and_follows_its_schedule(settings, tmp_path, name, expected):
+    optimizer = {"lr": 1.0, "warmup": 4, "schedule": name}
+    learner = setup.set_up(check_config(settings | {"optimizer": optimizer}), tmp_path).learner
+    factors = [learner._lr_factor(update, 24) for update in range(24)]
+    assert factors[:4] == [0.2, 0.4, 0.6, 0.8]
+    assert factors[14] == pytest.approx(expected)
+    assert factors[23] == pytest.approx(1.0 if name == "constant" else factors[23])
+    assert min(factors) >= 0
