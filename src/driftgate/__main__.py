@@ -1,0 +1,5 @@
+"""`python -m driftgate`."""
+
+from .cli import main
+
+main()

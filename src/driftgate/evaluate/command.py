@@ -1,0 +1,66 @@
+"""The `eval` command: progress, table, files."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from .evaluate import EvalSettings, check_settings, evaluate, load_examinee, responses_of
+
+
+def run_eval(model: str, settings: EvalSettings, out: Path, console: Console, device: str, dtype: str) -> None:
+    """Evaluate `model` and print its table; samples.jsonl and result.json go to `out`."""
+    settings = _as_trained(model, settings)
+    check_settings(settings)
+    examinee = load_examinee(model, device, dtype)
+    columns = (
+        TextColumn("responses"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=responses_of(settings))
+        result = evaluate(examinee, settings, out, lambda n: progress.advance(bar, n))
+    console.print(results_table({model: result["pass"]}))
+    console.print(f"samples and result in {out}", highlight=False)
+
+
+def _as_trained(model: str, settings: EvalSettings) -> EvalSettings:
+    """Where nothing is said, a run folder's model is shown problems as it was trained to see them."""
+    path = Path(model) / "config.yaml"
+    shown = yaml.safe_load(path.read_text())["prompts"] if path.is_file() else {}
+    template = settings.template if settings.template is not None else shown.get("template", "{problem}")
+    chat = settings.chat if settings.chat is not None else shown.get("chat", False)
+    return replace(settings, template=template, chat=chat)
+
+
+def results_table(passes: dict[str, dict]) -> Table:
+    """A row per model and measure, a column per benchmark and the mean; percent with 95 % interval."""
+    benchmarks = list(next(iter(passes.values())))
+    table = Table("model", "", *benchmarks, title="percent [95 % interval over problems]")
+    for model, scores in passes.items():
+        for place, measure in enumerate(scores[benchmarks[0]]):
+            cells = (percent(scores[name][measure]) for name in benchmarks)
+            table.add_row(
+                "" if place else model,
+                measure,
+                *cells,
+                end_section=measure == list(scores[benchmarks[0]])[-1],
+            )
+    return table
+
+
+def percent(estimate: dict[str, float]) -> str:
+    return f"{100 * estimate['mean']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"

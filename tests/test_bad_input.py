@@ -1,0 +1,366 @@
+"""What a user gets wrong, and what fails on the way: one clear line, the right exit code, nothing lost."""
+
+import json
+import resource
+import shutil
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import make_model
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
+
+from driftgate import cli
+from driftgate.train.learner import Learner
+
+
+@pytest.fixture
+def command(settings, tmp_path, monkeypatch, capsys):
+    """Run `driftgate train` in this process on changed settings: (exit code, what it said on stderr)."""
+
+    def call(*overrides, out=None, **changes):
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump(settings | changes))
+        words = ["train", str(recipe), *overrides, "--out", str(out or tmp_path / "run")]
+        return drive(monkeypatch, capsys, *words)
+
+    return call
+
+
+def drive(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["driftgate", *words])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = end.code or 0
+    return code, capsys.readouterr().err
+
+
+def write_prompts(path, *lines):
+    path.write_text("".join(line + "\n" for line in lines))
+    return {"path": str(path), "per_step": 2}
+
+
+def problem(text="3+4=", **more):
+    return json.dumps({"problem": text, **more})
+
+
+def test_the_settings_of_these_tests_are_good(command):
+    assert command("steps=1") == (0, "")
+
+
+def test_unknown_recipe_names_the_nearest(monkeypatch, capsys):
+    code, said = drive(monkeypatch, capsys, "train", "sandbox/lsm_blok64")
+    assert code == 2
+    assert "did you mean sandbox/lsm_block64?" in said
+
+
+def test_missing_recipe_file(monkeypatch, capsys):
+    assert drive(monkeypatch, capsys, "train", "nowhere.yaml")[0] == 2
+
+
+def test_unknown_setting_names_the_nearest(command):
+    code, said = command("gate.taus=3")
+    assert code == 2
+    assert "gate.taus: unknown setting; did you mean gate.tau?" in said
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("gate.tau=-1", "gate.tau = -1: input should be greater than 0"),
+        ("passes=0", "passes = 0"),
+        ("gate.spans=sentences", "gate.spans = 'sentences'"),
+        ("objective.k=1", "objective.k = 1"),
+        ("gate.tau", "write key=value"),
+        ("steps.many=3", "steps is a value"),
+        ("gate={min_tokens: 9, max_tokens: 3}", "raise max_tokens"),
+        ("objective.kind=ppo", "objective"),
+        ("prompts.system=hello", "set prompts.chat=true"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_mend(command, override, expected):
+    code, said = command(override)
+    assert code == 2
+    assert expected in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_several_bad_values_are_told_at_once(command):
+    code, said = command("gate.tau=0", "steps=-3")
+    assert code == 2
+    assert "gate.tau" in said
+    assert "steps" in said
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_missing_model(command, tmp_path, role):
+    code, said = command(**{role: {"path": str(tmp_path / "nowhere")}})
+    assert code == 2
+    assert f"{role}.path" in said
+    assert "nowhere" in said
+
+
+def test_a_folder_that_holds_no_model(command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, said = command(student={"path": str(tmp_path / "empty")})
+    assert code == 2
+    assert "student.path" in said
+
+
+def test_vocabulary_mismatch_shows_a_token(command, pair, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(pair[1], folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([AddedToken("☃")])
+    tokenizer.save_pretrained(folder)
+    code, said = command(teacher={"path": str(folder)})
+    assert code == 2
+    assert "'☃' is absent for the student" in said
+
+
+def test_a_teacher_that_stops_elsewhere_is_refused(command, pair, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(pair[1], folder)
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(config | {"eos_token_id": 5}))
+    code, said = command(teacher={"path": str(folder)})
+    assert code == 2
+    assert "EOS clash" in said
+    assert "rollout.stop_ids" in said
+    assert command("rollout.stop_ids=[1]", "steps=1", teacher={"path": str(folder)})[0] == 0
+
+
+def test_a_pad_token_that_is_eos_is_no_clash(command, pair, tmp_path):
+    folder = tmp_path / "same"
+    shutil.copytree(pair[0], folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+    assert command("steps=1", student={"path": str(folder)}) == (0, "")
+
+
+def test_missing_prompt_file(command, tmp_path):
+    code, said = command(prompts={"path": str(tmp_path / "none.jsonl")})
+    assert code == 2
+    assert "prompts.path" in said
+
+
+def test_empty_prompt_file(command, tmp_path):
+    code, said = command(prompts=write_prompts(tmp_path / "p.jsonl", "", "  "))
+    assert code == 2
+    assert "has no lines" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('{"problem": "3+', "not valid JSON"),
+        ('["3+4="]', "must be an object"),
+        ('{"question": "3+4="}', "prompts.columns"),
+        ('{"problem": "  "}', "not empty"),
+        ('{"problem": 7}', "must be a text"),
+    ],
+)
+def test_a_malformed_prompt_line_is_numbered(command, tmp_path, line, expected):
+    code, said = command(prompts=write_prompts(tmp_path / "p.jsonl", problem(), "", line))
+    assert code == 2
+    assert "p.jsonl:3" in said
+    assert expected in said
+
+
+def test_two_prompts_of_one_id_are_refused(command, tmp_path):
+    lines = problem(id="a"), problem("1+1=", id="a")
+    code, said = command(prompts=write_prompts(tmp_path / "p.jsonl", *lines))
+    assert code == 2
+    assert "p.jsonl:2" in said
+
+
+def test_a_prompt_that_leaves_no_room_in_the_context(command):
+    code, said = command("rollout.max_new_tokens=255")
+    assert code == 2
+    assert "context of 256" in said
+    assert "set rollout.max_new_tokens=" in said
+
+
+def test_a_prompt_longer_than_allowed(command):
+    code, said = command("prompts.max_tokens=5")
+    assert code == 2
+    assert "prompts.max_tokens = 5" in said
+
+
+def test_a_context_that_needs_a_solution_which_is_not_there(command, pair):
+    code, said = command(teacher={"path": pair[1], "context": "{problem} {solution}"})
+    assert code == 2
+    assert "has no solution" in said
+
+
+def test_a_template_with_an_unknown_field(command):
+    code, said = command("prompts.template={question}")
+    assert code == 2
+    assert "prompts.template" in said
+
+
+def test_chat_without_a_template(command, pair, tmp_path):
+    folder = tmp_path / "plain"
+    shutil.copytree(pair[0], folder)
+    for path in folder.glob("chat_template*"):
+        path.unlink()
+    code, said = command("prompts.chat=true", student={"path": str(folder)})
+    assert code == 2
+    assert "prompts.chat=false" in said
+
+
+def test_a_support_wider_than_the_vocabulary(command):
+    code, said = command("objective.k=100000")
+    assert code == 2
+    assert "lower objective.k" in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(command):
+    code, said = command("device=cuda")
+    assert code == 2
+    assert "device=auto" in said
+
+
+def test_a_run_folder_that_is_a_file(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert command(out=tmp_path / "file")[0] == 2
+
+
+def certain_model(folder, token):
+    """A model that always says `token`."""
+    make_model(folder, 1, std=0.01)
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(1.0)
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.fill_(1.0)
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[token] = 5.0
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def test_every_response_truncated(command, tmp_path):
+    folder = certain_model(tmp_path / "babbler", token=6)
+    code, said = command(student={"path": folder})
+    assert code == 1
+    assert "cut at rollout.max_new_tokens = 40" in said
+    assert command("rollout.allow_truncated=true", "steps=1", student={"path": folder}, out=tmp_path / "b")[0] == 0
+
+
+def test_every_response_empty(command, tmp_path):
+    code, said = command(student={"path": certain_model(tmp_path / "mute", token=1)})
+    assert code == 1
+    assert "responses is empty" in said
+
+
+def test_everything_dropped(command, tmp_path):
+    folder = certain_model(tmp_path / "mute", token=1)
+    code, said = command("objective.drop_tokens=[1]", student={"path": folder})
+    assert code == 1
+    assert "drop fewer tokens" in said
+
+
+def test_nan_stops_the_run_and_keeps_the_last_checkpoint(command, tmp_path, monkeypatch):
+    original, seen = Learner._losses, []
+
+    def poisoned(self, *args):
+        losses, logp = original(self, *args)
+        seen.append(1)
+        return (losses * float("nan") if len(seen) == 11 else losses), logp
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "_losses", poisoned)
+        code, said = command()
+    assert code == 1
+    assert "the loss is nan at step 3, update 3, pass 2, minibatch 1" in said
+    assert "step-000002" in said
+    weights = tmp_path / "run" / "checkpoints" / "step-000002"
+    assert weights.is_dir()
+    assert command() == (0, "")  # and the same command goes on from there
+
+
+def test_gates_that_vanish_are_told(command):
+    code, said = command("gate.tau=1e30")
+    assert code == 1
+    assert "lower it" in said
+
+
+def test_a_full_disk_keeps_what_was_saved_before(command, tmp_path):
+    assert command("checkpoint.every=1", "steps=1")[0] == 0
+    kept = tmp_path / "run" / "checkpoints" / "step-000001"
+    before = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))  # the model is larger, the logs are not
+    try:
+        code, said = command("checkpoint.every=1", "steps=2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 1
+    assert "could not be written" in said
+    assert "the one before is kept" in said
+    assert {path: path.read_bytes() for path in before} == before
+    assert [path.name for path in kept.parent.iterdir()] == ["step-000001"]
+    assert command("checkpoint.every=1", "steps=2") == (0, "")
+
+
+def test_a_head_that_is_no_plain_product_is_refused(command, pair, monkeypatch):
+    from transformers import Qwen3ForCausalLM
+
+    original = Qwen3ForCausalLM.forward
+
+    def capped(self, *args, **kwargs):
+        output = original(self, *args, **kwargs)
+        output.logits = 3 * torch.tanh(output.logits / 3)
+        return output
+
+    monkeypatch.setattr(Qwen3ForCausalLM, "forward", capped)
+    code, said = command()
+    assert code == 2
+    assert "plain head" in said
+
+
+def test_sliding_windows_are_refused(command, tmp_path):
+    folder = make_model(tmp_path / "m", 1, use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    code, said = command(student={"path": folder})
+    assert code == 2
+    assert "full attention" in said
+
+
+def test_two_processes_cannot_share_a_run_folder(command, tmp_path):
+    from driftgate.train.setup import lock
+
+    with lock(tmp_path / "run"):
+        code, said = command()
+    assert code == 2
+    assert "another process" in said
+
+
+def test_eval_of_an_unknown_benchmark(monkeypatch, capsys, tmp_path):
+    words = ["eval", "sandbox/student", "--benchmark", "lock17", "--out", str(tmp_path)]
+    code, said = drive(monkeypatch, capsys, *words)
+    assert code == 2
+    assert "did you mean" in said
+
+
+def test_a_benchmark_without_answers(monkeypatch, capsys, tmp_path, pair):
+    (tmp_path / "b.jsonl").write_text(problem() + "\n")
+    words = ["eval", pair[0], "--benchmark", str(tmp_path / "b.jsonl"), "--out", str(tmp_path)]
+    code, said = drive(monkeypatch, capsys, *words)
+    assert code == 2
+    assert "no `answer`" in said
+
+
+def test_nothing_is_written_before_the_input_is_checked(command, tmp_path):
+    command(prompts={"path": str(tmp_path / "none.jsonl")})
+    assert not (tmp_path / "run").exists()
