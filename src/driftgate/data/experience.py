@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..rollout.engine import Response
 from .packing import MicroBatch, micro_batches, pack
+from .prompts import Prompt
 
 FLAT = ("engine_logp", "behaviour_logp", "teacher_logp", "support_ids", "support_logits")
 
@@ -52,6 +54,24 @@ class Experience:
         object.__setattr__(self, "rows", torch.repeat_interleave(counts))
         object.__setattr__(self, "ids", torch.cat([r[k] for r, k in zip(self.responses, self.keep)]))
         object.__setattr__(self, "starts", (counts.cumsum(0) - counts).tolist())
+
+    @classmethod
+    def of(
+        cls, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], drop_tokens: Sequence[int] = ()
+    ) -> "Experience":
+        """Each prompt's responses as a batch without scores; tokens of `drop_tokens` stay out of the stream."""
+        pairs = [(prompt, response) for prompt, group in zip(prompts, responses) for response in group]
+        dropped = torch.tensor(drop_tokens, dtype=torch.int64)
+        ids = [torch.tensor(response.ids, dtype=torch.int64) for _, response in pairs]
+        keep = [~torch.isin(part, dropped) for part in ids]
+        return cls(
+            prompts=[torch.tensor(prompt.ids) for prompt, _ in pairs],
+            teacher_prompts=[torch.tensor(prompt.teacher_ids) for prompt, _ in pairs],
+            responses=ids,
+            keep=keep,
+            finished=torch.tensor([response.finished for _, response in pairs]),
+            engine_logp=torch.cat([torch.tensor(r.logprobs)[kept] for (_, r), kept in zip(pairs, keep)]),
+        )
 
     def with_scores(self, **scores: Tensor | None) -> "Experience":
         """The same rollouts with more of the optional fields."""

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from .. import keyed
 from ..config import TrainConfig
@@ -51,36 +50,23 @@ def make_experience(
     prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], config: TrainConfig
 ) -> Experience:
     """Responses as a batch, before any score. Raises RunError where nothing can be learned from them."""
-    pairs = [(prompt, response) for prompt, group in zip(prompts, responses) for response in group]
-    dropped = torch.tensor(config.objective.drop_tokens, dtype=torch.int64)
-    ids = [torch.tensor(response.ids, dtype=torch.int64) for _, response in pairs]
-    keep = [~torch.isin(part, dropped) for part in ids]
-    engine_logp = [torch.tensor(response.logprobs)[kept] for (_, response), kept in zip(pairs, keep)]
-    _refuse_useless(pairs, keep, config)
-    return Experience(
-        prompts=[torch.tensor(prompt.ids) for prompt, _ in pairs],
-        teacher_prompts=[torch.tensor(prompt.teacher_ids) for prompt, _ in pairs],
-        responses=ids,
-        keep=keep,
-        finished=torch.tensor([response.finished for _, response in pairs]),
-        engine_logp=torch.cat(engine_logp),
-    )
+    batch = Experience.of(prompts, responses, config.objective.drop_tokens)
+    _refuse_useless(batch, config)
+    return batch
 
 
-def _refuse_useless(
-    pairs: Sequence[tuple[Prompt, Response]], keep: Sequence[torch.Tensor], config: TrainConfig
-) -> None:
-    limit = config.rollout.max_new_tokens
-    if not any(kept.any() for kept in keep):
+def _refuse_useless(batch: Experience, config: TrainConfig) -> None:
+    limit, count = config.rollout.max_new_tokens, len(batch.responses)
+    if not len(batch.ids):
         raise RunError("every response is empty after objective.drop_tokens; drop fewer tokens")
-    if all(len(response.ids) == 1 and response.finished for _, response in pairs):
+    if batch.finished.all() and all(len(response) == 1 for response in batch.responses):
         raise RunError(
-            f"every one of the {len(pairs)} responses is empty (the student stops at once); check prompts.template and "
+            f"every one of the {count} responses is empty (the student stops at once); check prompts.template and "
             f"prompts.chat, and that the prompt does not already end the student's turn"
         )
-    if not config.rollout.allow_truncated and not any(response.finished for _, response in pairs):
+    if not config.rollout.allow_truncated and not batch.finished.any():
         raise RunError(
-            f"every one of the {len(pairs)} responses was cut at rollout.max_new_tokens = {limit}; raise it, or set "
+            f"every one of the {count} responses was cut at rollout.max_new_tokens = {limit}; raise it, or set "
             f"rollout.allow_truncated=true if that is meant"
         )
 
