@@ -15,6 +15,8 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Gated on-policy distillation."
 )
 console = Console()
+if not console.is_terminal:
+    console.width = 120  # tables in a log need not fit a screen
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 

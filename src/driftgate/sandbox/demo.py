@@ -1,0 +1,225 @@
+"""`driftgate demo`: the main job on the embedded pair, twice, side by side, with a report.
+
+Two runs that differ in the gate alone, each in a process of its own, then four evaluations. What is already in the
+folder is taken up: runs resume, finished evaluations are read.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from ..config import TrainConfig
+from ..evaluate.command import results_table
+from ..evaluate.evaluate import EvalSettings, evaluate, load_examinee, responses_of
+from ..evaluate.passk import bootstrap_interval, pass_at_k
+from ..recipe import load_recipe
+from ..report import plots
+from ..train.run import run
+from .tasks import BENCHMARKS, benchmark
+
+RECIPES = {"no gate": "sandbox/lsm_none", "Block64 gate": "sandbox/lsm_block64"}
+EXAM = EvalSettings(BENCHMARKS, limit=40)
+WORKERS = 2
+
+
+def run_demo(out: Path, console: Console, steps: int | None, seed: int, exam: EvalSettings = EXAM) -> None:
+    """Train, evaluate, print the table, write report.html. Raises what a run raises."""
+    began = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    overrides = [f"seed={seed}", "threads=1", *([f"steps={steps}"] if steps else [])]
+    config = load_recipe(RECIPES["no gate"], overrides)
+    runs = {name: out / Path(recipe).name for name, recipe in RECIPES.items()}
+    models = {
+        "student, before": "sandbox/student",
+        **{n: str(run) for n, run in runs.items()},
+        "teacher": "sandbox/teacher",
+    }
+    console.print(f"training the embedded student twice, {config.steps} steps, in {out}", highlight=False)
+    with Workers(console) as workers:
+        for name, recipe in RECIPES.items():
+            workers.start(f"training, {name}", config.steps, _train, recipe, overrides, runs[name])
+        workers.wait()
+        for name, model in models.items():
+            workers.start(f"examining: {name}", responses_of(exam), _examine, model, exam, out / "eval" / name)
+        workers.wait()
+    passes = {name: json.loads((out / "eval" / name / "result.json").read_text())["pass"] for name in models}
+    difference = compare_runs(out)
+    seconds = time.perf_counter() - began
+    write_report(out, passes, runs, config, exam, difference, seconds)
+    console.print(results_table(passes))
+    console.print(difference, highlight=False, soft_wrap=True)
+    console.print(f"report in {out / 'report.html'}; {seconds:.0f} s in all", highlight=False)
+
+
+def compare_runs(out: Path) -> str:
+    """The paired difference between the two runs in a sentence that claims no more than one seed can."""
+    gated, ungated = (_problem_scores(out / "eval" / name / "samples.jsonl") for name in ("Block64 gate", "no gate"))
+    differences = {b: [gated[b][p] - ungated[b][p] for p in gated[b]] for b in BENCHMARKS}
+    low, high = bootstrap_interval(differences, bounds=(-1, 1))
+    mean = sum(sum(d) / len(d) for d in differences.values()) / len(differences)
+    inside = "which includes 0" if low <= 0 <= high else "which excludes 0"
+    return (
+        f"Block64 minus no gate, mean pass@1 on the same problems and random numbers: {100 * mean:+.1f} points "
+        f"[{100 * low:.1f}, {100 * high:.1f}], {inside}. The interval covers the choice of problems, not of the "
+        f"training seed: one seed cannot tell whether a gate helps."
+    )
+
+
+def write_report(
+    out: Path,
+    passes: dict[str, Any],
+    folders: dict[str, Path],
+    config: TrainConfig,
+    exam: EvalSettings,
+    difference: str,
+    seconds: float,
+) -> None:
+    """report.html, one file that needs nothing else."""
+    before, teacher = (passes[name]["mean"]["pass@1"]["mean"] for name in ("student, before", "teacher"))
+    drawn = {
+        "learning": plots.learning_curve(folders, {"student, before": before, "teacher": teacher}),
+        "gates": plots.gate_spread(folders["Block64 gate"], "Block64"),
+        "drift": plots.drift_by_pass(folders),
+        "pass_1": plots.scores(passes, "pass@1"),
+        "pass_8": plots.scores(passes, "pass@8"),
+    }
+    page = Environment(loader=PackageLoader("driftgate", "report"), autoescape=False).get_template("demo.html.j2")
+    text = page.render(
+        passes=passes,
+        benchmarks=[*BENCHMARKS, "mean"],
+        measures=list(passes["teacher"]["mean"]),
+        plots=drawn,
+        example=_example(out, list(passes)),
+        verdict=difference,
+        parameters=_parameters(),
+        problems=exam.limit,
+        samples=exam.samples,
+        seed=config.seed,
+        steps=config.steps,
+        passes_over=config.passes,
+        minutes=f"{seconds / 60:.1f} minutes",
+        cpus=os.cpu_count(),
+    )
+    (out / "report.html").write_text(text, encoding="utf-8")
+
+
+def _train(recipe: str, overrides: list[str], out: Path, tell: Callable[[int], None]) -> None:
+    """In a worker process."""
+    run(load_recipe(recipe, overrides), out, Console(quiet=True), tell)
+
+
+def _examine(model: str, exam: EvalSettings, out: Path, tell: Callable[[int], None]) -> None:
+    """In a worker process; does nothing where the same examination is already there."""
+    path = out / "result.json"
+    asked = json.loads(json.dumps(asdict(exam) | {"model": _identity(model)}))
+    if path.is_file() and json.loads(path.read_text()).get("asked") == asked:
+        tell(responses_of(exam))
+        return
+    result = evaluate(load_examinee(model, "cpu"), exam, out, tell)
+    path.write_text(json.dumps({"asked": asked, **result}, indent=2) + "\n")
+
+
+def _identity(model: str) -> list[str]:
+    """A model's name and, for a run folder, the checkpoint it stands at."""
+    return [model, *sorted(path.name for path in Path(model).glob("checkpoints/step-*"))]
+
+
+class Workers:
+    """Jobs in two processes of one thread each, and a progress bar for each job."""
+
+    def __init__(self, console: Console):
+        context = multiprocessing.get_context("spawn")
+        self.manager = context.Manager()
+        self.told = self.manager.Queue()
+        self.pool = ProcessPoolExecutor(WORKERS, context, torch.set_num_threads, (1,))
+        self.jobs: list[Future[None]] = []
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self.progress = Progress(*columns, *times, console=console, disable=not console.is_terminal)
+
+    def __enter__(self) -> "Workers":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown(cancel_futures=True)
+        self.manager.shutdown()
+        self.progress.stop()
+
+    def start(self, name: str, total: int, work: Callable[..., None], *args: object) -> None:
+        """work(*args, tell) in a process of its own; `tell(n)` moves its bar on."""
+        bar = self.progress.add_task(name, total=total)
+        self.jobs.append(self.pool.submit(work, *args, _Teller(self.told, bar)))
+
+    def wait(self) -> None:
+        """Until all jobs are done. Raises what a job raised."""
+        while not all(job.done() for job in self.jobs) or not self.told.empty():
+            with contextlib.suppress(Empty):
+                bar, count = self.told.get(timeout=0.2)
+                self.progress.advance(bar, count)
+        for job in self.jobs:
+            job.result()
+
+
+@dataclass(frozen=True)
+class _Teller:
+    """Carries a job's progress out of its process."""
+
+    told: Any
+    bar: Any
+
+    def __call__(self, count: int) -> None:
+        self.told.put((self.bar, count))
+
+
+def _problem_scores(path: Path) -> dict[str, dict[str, float]]:
+    """benchmark -> problem -> pass@1."""
+    counts: dict[str, dict[str, list[bool]]] = {}
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        counts.setdefault(row["benchmark"], {}).setdefault(row["problem"], []).append(row["correct"])
+    return {b: {p: pass_at_k(sum(r), len(r), 1) for p, r in problems.items()} for b, problems in counts.items()}
+
+
+def _example(out: Path, names: list[str]) -> dict[str, Any]:
+    """The first sample of the first problem that the untrained student got wrong, by every model."""
+    rows = {
+        name: [json.loads(line) for line in (out / "eval" / name / "samples.jsonl").read_text().splitlines()]
+        for name in names
+    }
+    place = next((i for i, row in enumerate(rows[names[0]]) if not row["correct"]), 0)
+    first = rows[names[0]][place]
+    texts = {f"{name}: {'right' if r[place]['correct'] else 'wrong'}": r[place]["text"] for name, r in rows.items()}
+    problem = next(p.problem for p in benchmark(first["benchmark"]) if p.id == first["problem"])
+    return {"problem": problem, "gold": first["gold"], "texts": texts}
+
+
+def _parameters() -> dict[str, str]:
+    from transformers import AutoModelForCausalLM
+
+    from ..models.sources import resolve
+
+    models = {
+        name: AutoModelForCausalLM.from_pretrained(resolve(f"sandbox/{name}", name)) for name in ("student", "teacher")
+    }
+    return {name: f"{model.num_parameters():,}" for name, model in models.items()}
