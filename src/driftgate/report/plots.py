@@ -43,7 +43,7 @@ def learning_curve(runs: Mapping[str, Path], references: Mapping[str, float]) ->
             lines = read_metrics(run, "rollout")
             steps, right = [line["step"] for line in lines], [line["correct"] for line in lines]
             axes.plot(steps, right, ".", color=colour, alpha=0.3, markersize=4)
-            axes.plot(steps, running_mean(right, 9), color=colour, label=name)
+            axes.plot(steps, running_mean(right, 5), color=colour, label=name)
         for name, value in references.items():
             axes.axhline(value, color=GREY, linestyle="--", linewidth=1)
             axes.text(1, value + 0.015, name, color=GREY, fontsize=9)

@@ -85,6 +85,12 @@ def compare_runs(out: Path) -> str:
     )
 
 
+def effective_share(run: Path) -> float:
+    """Share of the tokens that the gated mean is worth (Kish), averaged over the updates after the first pass."""
+    shares = [line["gate_ess"] for line in plots.read_metrics(run, "update") if line["pass"] > 1]
+    return sum(shares) / max(len(shares), 1)
+
+
 def write_report(
     out: Path,
     passes: dict[str, Any],
@@ -111,6 +117,7 @@ def write_report(
         plots=drawn,
         example=_example(out, list(passes)),
         verdict=difference,
+        effective=effective_share(folders["Block64 gate"]),
         parameters=_parameters(),
         problems=exam.limit,
         samples=exam.samples,

@@ -1,11 +1,15 @@
 """`driftgate train`: a run folder from nothing, or onward from its last checkpoint."""
 
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
 from ..config import TrainConfig
+from ..data.prompts import Prompt
 from ..errors import InputError
 from . import setup
 from .loop import train
@@ -25,7 +29,9 @@ def run(config: TrainConfig, out: Path, console: Console, tell: Callable[[int], 
     parts = setup.set_up(config, out)
     with setup.lock(out):
         write_config(out / "config.yaml", config)
-        write_environment(out / "environment.json", resumed_at=parts.position.name)
+        write_environment(
+            out / "environment.json", began_at=parts.position.name, problems_sha256=fingerprint(parts.prompts)
+        )
         if parts.position.step or parts.position.update:
             console.print(f"resuming {out} at {parts.position.name}", highlight=False)
         with StopSignal() as stop, Display(console, config.steps, parts.position.step, tell) as display:
@@ -35,6 +41,14 @@ def run(config: TrainConfig, out: Path, console: Console, tell: Callable[[int], 
                 console.print(f"stopped and saved; the same command with --out {out} goes on", highlight=False)
                 raise
     console.print(f"{config.steps} steps done; model in {final_model(out)}", highlight=False)
+
+
+def fingerprint(prompts: Sequence[Prompt]) -> str:
+    """sha256 of the problems as parsed, whatever file they came from."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(json.dumps(asdict(prompt.problem), sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def final_model(out: Path) -> Path:

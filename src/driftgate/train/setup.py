@@ -1,6 +1,7 @@
 """Everything that a run needs, loaded and checked before any compute is spent; and where an earlier run left off."""
 
 import fcntl
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +53,9 @@ def set_up(config: TrainConfig, out: Path) -> Parts:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = load.pick_device(config.device)
+    if device.type == "cuda":  # resume is to be bit-exact there too
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     tokenizer = load.load_tokenizer(config.student, "student")
     teacher_tokenizer = load.load_tokenizer(config.teacher, "teacher")
     load.check_vocabularies(tokenizer, teacher_tokenizer)

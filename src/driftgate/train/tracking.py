@@ -111,11 +111,12 @@ class Display:
     def __init__(self, console: Console, steps: int, done: int, tell: Callable[[int], None] | None = None):
         self.console, self.steps, self.tell = console, steps, tell or (lambda steps: None)
         self.tell(done)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=True))
-        self.progress = Progress(*columns, *times, console=console, disable=not console.is_terminal)
-        self.steps_bar = self.progress.add_task("steps", total=steps, completed=done)
-        self.responses_bar = self.progress.add_task("responses", total=None, visible=False)
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
+        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        note = TextColumn("{task.fields[note]}")
+        self.progress = Progress(*columns, *times, note, console=console, disable=not console.is_terminal)
+        self.steps_bar = self.progress.add_task("steps", total=steps, completed=done, note="")
+        self.responses_bar = self.progress.add_task("responses", total=None, visible=False, note="")
 
     def __enter__(self) -> "Display":
         self.progress.start()
@@ -134,8 +135,8 @@ class Display:
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """A step is done; `metrics` are those of its last update and rollout."""
         shown = ("loss", "correct", "gate_mean", "gate_min", "drift_abs", "tokens_mean", "truncated")
-        text = "  ".join(f"{name} {metrics[name]:.3g}" for name in shown if metrics.get(name) is not None)
+        parts = [f"{name} {metrics[name]:.3g}" for name in shown if metrics.get(name) is not None]
         self.tell(1)
-        self.progress.update(self.steps_bar, completed=step, description=f"steps  {text}")
+        self.progress.update(self.steps_bar, completed=step, note="  ".join(parts[:2]))
         if not self.console.is_terminal:
-            self.console.print(f"step {step}/{self.steps}  {text}", highlight=False, soft_wrap=True)
+            self.console.print(f"step {step}/{self.steps}  {'  '.join(parts)}", highlight=False, soft_wrap=True)

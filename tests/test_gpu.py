@@ -1,0 +1,30 @@
+"""The same trainer on a GPU; skipped where there is none."""
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from driftgate.recipe import check_config
+from driftgate.train.run import final_model, run
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU"),
+]
+
+
+def test_a_gpu_run_repeats_bit_for_bit_and_resumes(settings, tmp_path):
+    weights = []
+    for name, stops in (("whole", [3]), ("again", [3]), ("resumed", [1, 2, 3])):
+        for steps in stops:
+            run(check_config(settings | {"device": "cuda", "steps": steps}), tmp_path / name, Console(quiet=True))
+        weights.append(load_file(final_model(tmp_path / name) / "model.safetensors"))
+    for other in weights[1:]:
+        assert all(torch.equal(weights[0][name], other[name]) for name in weights[0])
+
+
+def test_a_gpu_run_in_bfloat16_trains(settings, tmp_path):
+    student = settings["student"] | {"compute": "bfloat16", "gradient_checkpointing": True}
+    run(check_config(settings | {"device": "cuda", "student": student}), tmp_path, Console(quiet=True))
+    assert final_model(tmp_path).is_dir()
