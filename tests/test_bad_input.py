@@ -80,6 +80,9 @@ def test_unknown_setting_names_the_nearest(command):
         ("gate={min_tokens: 9, max_tokens: 3}", "raise max_tokens"),
         ("objective.kind=ppo", "objective"),
         ("prompts.system=hello", "set prompts.chat=true"),
+        ("optimizer.betas=[0.9, 1.0]", "optimizer.betas.1"),
+        ("student.compute=float64", "student.compute"),
+        ("prompts.template={problem.x}", "prompts.template"),
     ],
 )
 def test_a_bad_value_is_named_with_its_mend(command, override, expected):
@@ -335,6 +338,87 @@ def test_sliding_windows_are_refused(command, tmp_path):
     code, said = command(student={"path": folder})
     assert code == 2
     assert "full attention" in said
+
+
+def test_a_window_that_the_cache_would_not_keep_is_refused(command, tmp_path):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from driftgate.sandbox.tokenizer import build_tokenizer
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MistralConfig(vocab_size=48, num_key_value_heads=1, sliding_window=8, eos_token_id=1, **shape)
+    MistralForCausalLM(config).save_pretrained(tmp_path / "m")
+    build_tokenizer().save_pretrained(tmp_path / "m")
+    code, said = command(student={"path": str(tmp_path / "m")})
+    assert code == 2
+    assert "sliding window of 8" in said
+
+
+def test_damaged_weights(command, pair, tmp_path):
+    shutil.copytree(pair[0], tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    code, said = command(student={"path": str(tmp_path / "cut")})
+    assert code == 2
+    assert "student.path" in said
+
+
+def test_a_generation_config_that_cannot_be_saved_is_mended(command, pair, tmp_path):
+    shutil.copytree(pair[0], tmp_path / "odd")
+    path = tmp_path / "odd" / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": False, "temperature": 0.6}))
+    assert command("steps=1", student={"path": str(tmp_path / "odd")}) == (0, "")
+
+
+def test_recipes_that_cannot_be_read(monkeypatch, capsys, tmp_path):
+    (tmp_path / "a.yaml").write_text(f"extends: {tmp_path}/b.yaml\n")
+    (tmp_path / "b.yaml").write_text(f"extends: {tmp_path}/a.yaml\n")
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\xfa")
+    (tmp_path / "d.yaml").write_text("extends: 5\n")
+    for name, expected in (("a", "extends itself"), ("c", "not UTF-8"), ("d", "recipe 5: unknown")):
+        code, said = drive(monkeypatch, capsys, "train", str(tmp_path / f"{name}.yaml"))
+        assert code == 2
+        assert expected in said
+
+
+def test_a_resumed_run_must_find_its_problems(command, tmp_path):
+    prompts = write_prompts(tmp_path / "p.jsonl", problem(), problem("9-2="))
+    assert command("steps=1", "rollout.allow_truncated=true", prompts=prompts)[0] == 0
+    write_prompts(tmp_path / "p.jsonl", problem(), problem("8-2="))
+    code, said = command("steps=2", "rollout.allow_truncated=true", prompts=prompts)
+    assert code == 2
+    assert "not those" in said
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--samples=0",
+        "--batch=0",
+        "--limit=0",
+        "--limit=-1",
+        "--max-new-tokens=-3",
+        "--temperature=0",
+        "--temperature=nan",
+        "--top-p=2",
+        "--top-p=0",
+        "--dtype=foo",
+        "--device=foo",
+    ],
+)
+def test_a_bad_flag_of_eval_is_named(monkeypatch, capsys, tmp_path, pair, flag):
+    words = ["eval", pair[0], "--benchmark", "lock16", flag, "--out", str(tmp_path / "e")]
+    code, said = drive(monkeypatch, capsys, *words)
+    assert code == 2
+    assert flag.partition("=")[0] in said
+
+
+def test_eval_into_a_file_is_refused_before_sampling(monkeypatch, capsys, tmp_path, pair):
+    (tmp_path / "file").write_text("")
+    words = ["eval", pair[0], "--benchmark", "lock16", "--limit", "1", "--out", str(tmp_path / "file")]
+    code, said = drive(monkeypatch, capsys, *words)
+    assert code == 2
+    assert "--out" in said
 
 
 def test_two_processes_cannot_share_a_run_folder(command, tmp_path):

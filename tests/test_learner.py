@@ -1,9 +1,11 @@
 """One update against the equations on full logits, and what it must not depend on."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
+from conftest import make_model
 from rich.console import Console
 from twins import (
     slow_fixed_spans,
@@ -13,9 +15,11 @@ from twins import (
     slow_topk_reverse_kl,
 )
 
+from driftgate.data.experience import FLAT
+from driftgate.errors import RunError
 from driftgate.recipe import check_config
 from driftgate.train import loop, setup
-from driftgate.train.learner import make_spans
+from driftgate.train.learner import Sums, gate_sums, make_spans
 from driftgate.train.stop import StopSignal
 from driftgate.train.tracking import Display, Metrics
 
@@ -159,6 +163,56 @@ def test_dropped_tokens_leave_the_loss_and_its_denominator(settings, tmp_path):
     assert not torch.isin(batch.ids, torch.tensor([eos, newline])).any()
     kept = sum(int((~torch.isin(r, torch.tensor([eos, newline]))).sum()) for r in batch.responses)
     assert len(batch.ids) == kept < sum(len(r) for r in batch.responses)
+
+
+@pytest.mark.parametrize("minibatch", [1, None])
+def test_a_response_whose_every_token_is_dropped_is_passed_over(settings, tmp_path, minibatch):
+    changes = {"objective": LSM | {"drop_tokens": [1]}, "microbatch_tokens": 1, "minibatch": minibatch}
+    config = check_config(settings | changes)
+    parts, batch = collected(config, tmp_path)
+    batch.keep[3] = torch.zeros_like(batch.keep[3])
+    batch = dataclasses.replace(batch.with_scores(**dict.fromkeys(FLAT[1:])), engine_logp=batch.engine_logp)
+    batch = parts.teacher.score(batch, config.objective)
+    batch = batch.with_scores(behaviour_logp=loop.behaviour_logprobs(config, parts, batch, 0))
+    spans = make_spans(config, batch, parts.newline_ids)
+    before = [p.detach().clone() for p in parts.policy.parameters()]
+    metrics = parts.learner.update(batch, spans, [3])
+    assert metrics["tokens"] == 0
+    assert all(torch.equal(one, other) for one, other in zip(before, parts.policy.parameters()))
+    assert parts.learner.update(batch, spans, [2, 3, 4])["tokens"] > 0
+
+
+def test_the_logged_learning_rate_is_the_one_used(settings, tmp_path):
+    config = check_config(settings | {"optimizer": {"lr": 1.0, "warmup": 3}})
+    parts, batch = collected(config, tmp_path)
+    spans = make_spans(config, batch, parts.newline_ids)
+    assert parts.learner.update(batch, spans, [0, 1])["lr"] == pytest.approx(0.25)
+    assert parts.learner.update(batch, spans, [0, 1])["lr"] == pytest.approx(0.5)
+
+
+def test_the_spread_of_gates_near_one_is_not_lost_to_rounding():
+    gate = 1 - 3e-5 * torch.rand(100_000, generator=torch.Generator().manual_seed(0))
+    sums = Sums()
+    zeros = {"loss": torch.tensor(0.0), "weight": torch.tensor(1.0), "ungated": torch.tensor(0.0)}
+    sums.add({name: value.double() for name, value in (zeros | gate_sums(gate)).items()}, gate.min())
+    assert sums.metrics()["gate_std"] == pytest.approx(gate.double().std(correction=0).item(), rel=1e-6)
+
+
+def test_gates_that_vanish_in_one_sequence_are_told(settings, tmp_path):
+    config = check_config(settings | {"gate": {"spans": "block", "size": 8, "tau": 1e9, "scope": "sequence"}})
+    parts, batch = collected(config, tmp_path)
+    spans = make_spans(config, batch, parts.newline_ids)
+    parts.learner.update(batch, spans, [0, 1, 2])
+    with pytest.raises(RunError, match="lower it"):
+        parts.learner.update(batch, spans, [0, 1, 2])
+
+
+def test_a_teacher_whose_head_is_padded_wider_scores_shared_ids_only(settings, tmp_path):
+    wide = make_model(tmp_path / "wide", 2, hidden=48, vocab_size=64)
+    config = check_config(settings | {"teacher": {"path": wide}, "objective": {"kind": "lsm", "k": 40}})
+    parts, batch = collected(config, tmp_path / "run")
+    assert parts.policy.head.shape[0] == 48
+    assert batch.support_ids.max() < 48
 
 
 def test_eos_is_learned_whatever_the_pad_token_is(settings, tmp_path):

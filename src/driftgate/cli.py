@@ -31,7 +31,11 @@ def train(
     from .recipe import load_recipe
     from .train.run import run
 
-    run(load_recipe(recipe, overrides), out or Path("runs") / Path(recipe).with_suffix(""), console)
+    run(
+        load_recipe(recipe, overrides),
+        out or Path("runs") / (Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe),
+        console,
+    )
 
 
 @app.command("eval")
@@ -85,7 +89,8 @@ def recipes() -> None:
 def main() -> None:
     """Exit codes: 0 done, 1 failed on the way, 2 wrong input, 130 stopped by the user."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for library in ("transformers", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         app()
     except InputError as error:

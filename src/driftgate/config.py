@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 Dtype = Literal["float32", "bfloat16", "float64"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 
@@ -29,8 +30,8 @@ class ModelSettings(Settings):
     `smol/SmolLM2-135M-Instruct` for the weights that the `smol` extra carries."""
     dtype: Dtype = "float32"
     """Type of the weights. At a small learning rate keep a student's float32: bfloat16 weights swallow its updates."""
-    compute: Dtype | None = None
-    """Type that matrix products run in (autocast); null runs them in `dtype`."""
+    compute: Literal["bfloat16"] | None = None
+    """Type that the body's matrix products run in (autocast); null runs them in `dtype`."""
 
 
 class StudentSettings(ModelSettings):
@@ -137,7 +138,7 @@ class OptimizerSettings(Settings):
 
     lr: PositiveFloat = 2e-6
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
     warmup: Annotated[int, Field(ge=0)] = 0

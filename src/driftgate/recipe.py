@@ -40,11 +40,13 @@ def check_config(values: dict[str, Any]) -> TrainConfig:
         raise InputError("\n".join(_line(problem) for problem in error.errors())) from None
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """YAML mapping of a recipe; `extends` names the recipe whose values it changes."""
+    if name in seen:
+        raise InputError(f"recipe {name}: extends itself, by way of {' and '.join(seen)}")
     values = _parse(_text(name), name)
     base = values.pop("extends", None)
-    return _merge(_read(base), values) if base else values
+    return _merge(_read(str(base), (*seen, name)), values) if base is not None else values
 
 
 def _text(name: str) -> str:
@@ -52,7 +54,10 @@ def _text(name: str) -> str:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise InputError(f"recipe {name}: there is no such file")
-        return path.read_text()
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise InputError(f"recipe {name}: not UTF-8 text") from None
     shipped = shipped_recipes()
     if name not in shipped:
         near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.3)

@@ -17,7 +17,7 @@ def load_benchmark(name: str, limit: int | None = None) -> list[Problem]:
     limit: only the first so many problems. Raises InputError for an unknown name or a problem without answer.
     """
     if name in tasks.BENCHMARKS:
-        count = min(limit or EMBEDDED_SIZE, EMBEDDED_SIZE)
+        count = EMBEDDED_SIZE if limit is None else min(limit, EMBEDDED_SIZE)
         return [Problem(p.id, p.problem, p.answer, p.solution) for p in tasks.benchmark(name, count)]
     if Path(name).suffix not in (".jsonl", ".json"):
         near = difflib.get_close_matches(name, tasks.BENCHMARKS, n=1)

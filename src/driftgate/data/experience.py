@@ -80,7 +80,11 @@ class Experience:
     def micro_batches(
         self, sequences: Sequence[int], token_budget: int, device: torch.device, teacher: bool = False
     ) -> Iterator[MicroBatch]:
-        """The forwards that cover `sequences`, behind the student's or the teacher's prompts."""
+        """The forwards that cover `sequences`, behind the student's or the teacher's prompts.
+
+        A sequence none of whose tokens is in the stream needs no forward.
+        """
+        sequences = [i for i in sequences if self.keep[i].any()]
         prompts = self.teacher_prompts if teacher else self.prompts
         lengths = [len(p) + len(r) for p, r in zip(prompts, self.responses)]
         for group in micro_batches(lengths, sequences, token_budget):

@@ -68,7 +68,7 @@ def _parse_problem(where: str, row: Any, names: dict[str, str], default_id: str)
         raise InputError(f"{where}: {names['problem']!r} must be a text that is not empty{hint}")
     answer, solution = row.get(names["answer"]), row.get(names["solution"])
     return Problem(
-        id=str(row.get(names["id"], default_id)),
+        id=default_id if row.get(names["id"]) is None else str(row[names["id"]]),
         problem=text,
         answer=None if answer is None else str(answer),
         solution=None if solution is None else str(solution),
@@ -110,7 +110,10 @@ def hub_rows(path: str) -> Iterable[Any]:
         ) from None
     name, _, split = path.removeprefix("hub:").partition("@")
     owner_and_name, config = "/".join(name.split("/")[:2]), name.split("/")[2:]
-    return datasets.load_dataset(owner_and_name, *config, split=split or "train")
+    try:
+        return datasets.load_dataset(owner_and_name, *config, split=split or "train")
+    except (OSError, ValueError) as error:  # missing, out of reach, or without such a configuration or split
+        raise InputError(f"prompts.path = {path}: cannot be loaded: {str(error).splitlines()[0]}") from None
 
 
 def encode_prompts(
@@ -148,7 +151,7 @@ def _fill(template: str, problem: Problem, setting: str) -> str:
     values = {"problem": problem.problem, "solution": problem.solution, "answer": problem.answer}
     try:
         text = template.format(**values)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise InputError(f"{setting} = {template!r}: cannot be filled in ({error!r}); double other braces") from None
     for name, value in values.items():
         if value is None and f"{{{name}}}" in template:

@@ -5,16 +5,9 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
+from ..progress import bars
 from .evaluate import EvalSettings, check_settings, evaluate, load_examinee, responses_of
 
 
@@ -23,15 +16,8 @@ def run_eval(model: str, settings: EvalSettings, out: Path, console: Console, de
     settings = _as_trained(model, settings)
     check_settings(settings)
     examinee = load_examinee(model, device, dtype)
-    columns = (
-        TextColumn("responses"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=responses_of(settings))
+    with bars(console) as progress:
+        bar = progress.add_task("responses", total=responses_of(settings))
         result = evaluate(examinee, settings, out, lambda n: progress.advance(bar, n))
     console.print(results_table({model: result["pass"]}))
     console.print(f"samples and result in {out}", highlight=False)
@@ -40,10 +26,12 @@ def run_eval(model: str, settings: EvalSettings, out: Path, console: Console, de
 def _as_trained(model: str, settings: EvalSettings) -> EvalSettings:
     """Where nothing is said, a run folder's model is shown problems as it was trained to see them."""
     path = Path(model) / "config.yaml"
-    shown = yaml.safe_load(path.read_text())["prompts"] if path.is_file() else {}
+    run = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    shown, stop_ids = run.get("prompts", {}), run.get("rollout", {}).get("stop_ids")
     template = settings.template if settings.template is not None else shown.get("template", "{problem}")
     chat = settings.chat if settings.chat is not None else shown.get("chat", False)
-    return replace(settings, template=template, chat=chat)
+    system = shown.get("system") if chat else None
+    return replace(settings, template=template, chat=chat, system=system, stop_ids=tuple(stop_ids or ()) or None)
 
 
 def results_table(passes: dict[str, dict]) -> Table:

@@ -4,11 +4,13 @@ A problem's samples are keyed by (seed, benchmark, problem, sample), so two mode
 same random numbers.
 """
 
+import io
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..config import PromptSettings
 from ..data.benchmarks import load_benchmark
@@ -42,6 +44,9 @@ class EvalSettings:
     template: str | None = None
     """None: the problem alone, or what a run folder was trained with."""
     chat: bool | None = None
+    system: str | None = None
+    stop_ids: tuple[int, ...] | None = None
+    """None: the model's own."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +55,25 @@ class Examinee:
 
     policy: Policy
     tokenizer: Any
-    stop_ids: tuple[int, ...]
+
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids at which this model ends an answer. Raises InputError where it names none, or contradicts itself."""
+        pair = (self.policy.model, self.tokenizer)
+        return load.choose_stop_ids(pair, pair, None)
 
 
 def load_examinee(path: str, device: str = "auto", dtype: str = "float32", compute: str | None = None) -> Examinee:
     """Raises InputError for a model that is missing or cannot be used."""
     from ..config import ModelSettings
 
+    if dtype not in load.DTYPES or device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--dtype {dtype}, --device {device}: give {', '.join(load.DTYPES)}; auto, cpu or cuda")
     settings = ModelSettings.model_validate({"path": path, "dtype": dtype, "compute": compute})
     tokenizer = load.load_tokenizer(settings, "model")
     model = load.load_model(settings, "model", load.pick_device(device))
     policy = Policy(model, compute)
     check_head(policy, "model", path)
-    return Examinee(policy, tokenizer, load.choose_stop_ids((model, tokenizer), (model, tokenizer), None))
+    return Examinee(policy, tokenizer)
 
 
 def evaluate(
@@ -77,9 +88,13 @@ def evaluate(
     """
     problems = {name: load_benchmark(name, settings.limit) for name in settings.benchmarks}
     prompts = {name: _encode(examinee, part, settings) for name, part in problems.items()}
-    rows = [row for name in problems for row in _sample(examinee, name, prompts[name], settings, advance)]
-    for name in problems:
-        _grade([row for row in rows if row["benchmark"] == name])
+    rows: list[dict[str, Any]] = []
+    with _samples_file(out) as file:
+        for name in problems:
+            part = list(_sample(examinee, name, prompts[name], settings, advance))
+            _grade(part)
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part))
+            rows += part
     ks = sorted({1, settings.samples} | ({8} if settings.samples >= 8 else set()))
     result = {
         "settings": asdict(settings),
@@ -89,10 +104,19 @@ def evaluate(
         "truncated": sum(not row["finished"] for row in rows) / len(rows),
     }
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "samples.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _samples_file(out: Path | None) -> IO[str]:
+    """samples.jsonl, opened before anything is sampled. Raises InputError for a folder that cannot be written."""
+    if out is None:
+        return io.StringIO()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return (out / "samples.jsonl").open("w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written to ({error.strerror}); choose another folder") from None
 
 
 def responses_of(settings: EvalSettings) -> int:
@@ -102,7 +126,11 @@ def responses_of(settings: EvalSettings) -> int:
 
 def _encode(examinee: Examinee, problems: Sequence[Problem], settings: EvalSettings) -> list[Prompt]:
     shown = PromptSettings(
-        path="", template=settings.template or "{problem}", chat=bool(settings.chat), max_tokens=10**9
+        path="",
+        template=settings.template or "{problem}",
+        chat=bool(settings.chat),
+        system=settings.system,
+        max_tokens=10**9,
     )
     context = load.context_length(examinee.policy.model)
     return encode_prompts(problems, examinee.tokenizer, shown, settings.max_new_tokens or 1, context)
@@ -117,12 +145,13 @@ def _sample(
 ) -> Iterator[dict[str, Any]]:
     """A row per response, in the order of problems and samples."""
     context = load.context_length(examinee.policy.model) or 2 * LONGEST
+    stop_ids = settings.stop_ids or examinee.stop_ids()
     room = context - max(len(p.ids) for p in prompts)
-    sampling = Sampling(
-        settings.max_new_tokens or min(LONGEST, room), settings.temperature, settings.top_p, examinee.stop_ids
-    )
+    sampling = Sampling(settings.max_new_tokens or min(LONGEST, room), settings.temperature, settings.top_p, stop_ids)
     requests = [
-        Request(p.ids, tuple((settings.seed, "eval", name, p.problem.id, n) for n in range(settings.samples)))
+        Request(
+            p.ids, tuple((settings.seed, "eval", Path(name).stem, p.problem.id, n) for n in range(settings.samples))
+        )
         for p in prompts
     ]
     engine = HFEngine(examinee.policy, settings.batch)
@@ -158,8 +187,14 @@ def _counts(rows: list[dict[str, Any]], name: str) -> list[tuple[int, int]]:
 
 def check_settings(settings: EvalSettings) -> None:
     """Raises InputError before the model is loaded."""
-    if settings.samples < 1:
-        raise InputError(f"--samples {settings.samples}: give at least 1")
+    for name in ("samples", "batch", "limit", "max_new_tokens"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value}: give at least 1")
+    if not 0 < settings.temperature < math.inf:
+        raise InputError(f"--temperature {settings.temperature}: give a number above 0; near 0 is greedy")
+    if not 0 < settings.top_p <= 1:
+        raise InputError(f"--top-p {settings.top_p}: give a number above 0 and at most 1")
     if not settings.benchmarks:
         raise InputError("--benchmark: name at least one benchmark or .jsonl file")
     if len(set(settings.benchmarks)) < len(settings.benchmarks):

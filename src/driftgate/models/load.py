@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -20,7 +21,7 @@ def load_tokenizer(settings: ModelSettings, role: str) -> PreTrainedTokenizerBas
     try:
         # cleaning up spaces would change what the model wrote
         return AutoTokenizer.from_pretrained(path, clean_up_tokenization_spaces=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise InputError(_missing(role, settings.path, "tokenizer", error)) from None
 
 
@@ -29,11 +30,12 @@ def load_model(settings: ModelSettings, role: str, device: torch.device) -> nn.M
     path = resolve(settings.path, role)
     model: Any
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[settings.dtype])
-    except (OSError, ValueError) as error:
+        # the rollout's masks are made for sdpa
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[settings.dtype], attn_implementation="sdpa")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(_missing(role, settings.path, "causal language model", error)) from None
-    _remove_dropout(model)
     _refuse_sliding_windows(model, role, settings.path)
+    _mend_generation_config(model)
     return model.to(device)
 
 
@@ -101,22 +103,22 @@ def context_length(model: Any) -> int | None:
     return getattr(model.config, "max_position_embeddings", None)
 
 
-def _remove_dropout(model: nn.Module) -> None:
-    """Drift must come from the optimiser alone, so no forward may be random."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
-
-
-def _refuse_sliding_windows(model: nn.Module, role: str, path: str) -> None:
+def _refuse_sliding_windows(model: Any, role: str, path: str) -> None:
     """The rollout cache keeps every position visible, which a windowed layer would not see in training."""
-    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise InputError(
-            f"{role}.path = {path!r}: layers of kind {sorted(kinds)} are not supported, only full attention"
-        )
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    windowed = getattr(config, "layer_types", None) is None and window is not None
+    if kinds != {"full_attention"} or windowed:
+        what = f"a sliding window of {window}" if windowed else f"layers of kind {sorted(kinds)}"
+        raise InputError(f"{role}.path = {path!r}: {what} is not supported, only full attention; choose another model")
+
+
+def _mend_generation_config(model: Any) -> None:
+    """Some published models name a sampling temperature beside do_sample=false, with which nothing can be saved."""
+    settings = model.generation_config
+    if settings is not None and not settings.do_sample:
+        settings.temperature = settings.top_p = settings.top_k = None
 
 
 def _missing(role: str, path: str, what: str, error: Exception) -> str:

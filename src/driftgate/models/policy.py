@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..data.packing import MicroBatch
 from ..errors import InputError
@@ -23,8 +24,10 @@ class Policy(nn.Module):
 
     def __init__(self, model: nn.Module, compute: str | None = None):
         super().__init__()
-        self.model = model
+        self.model = model.eval()
         self.compute = compute
+        self.vocabulary: int | None = None
+        """Ids from here on are padding of the output embedding that the other model lacks; None for no such id."""
 
     @property
     def device(self) -> torch.device:
@@ -33,7 +36,7 @@ class Policy(nn.Module):
     @property
     def head(self) -> Tensor:
         """[V, H]: logits are hidden @ head.T."""
-        return self.model.get_output_embeddings().weight  # type: ignore[operator, return-value]
+        return self.model.get_output_embeddings().weight[: self.vocabulary]  # type: ignore[operator, index]
 
     @property
     def wide(self) -> torch.dtype:
@@ -45,8 +48,7 @@ class Policy(nn.Module):
 
         Right padding and causal attention need no mask: no valid token can see what follows it.
         """
-        # activations are recomputed in training mode only, and sampling must not be in it; there is no dropout
-        self.model.train(torch.is_grad_enabled())
+        self._recompute_activations(torch.is_grad_enabled())
         with self.autocast():
             body = self.model.base_model(input_ids=batch.input_ids, use_cache=False)  # type: ignore[operator]
             hidden = body.last_hidden_state.flatten(0, 1)[batch.predicts]
@@ -57,11 +59,18 @@ class Policy(nn.Module):
 
         Autocast would cast every weight again at every token.
         """
-        self.model.eval()
+        self._recompute_activations(False)
         if self.compute is None or DTYPES[self.compute] == self.head.dtype:
             return self.model
         cast = {id(p): nn.Parameter(p.detach().to(DTYPES[self.compute])) for p in self.model.parameters()}
         return copy.deepcopy(self.model, cast)  # type: ignore[arg-type]
+
+    def _recompute_activations(self, on: bool) -> None:
+        """Layers checkpoint in training mode only, which sampling must not be in; dropout stays out of it for good."""
+        self.model.eval()
+        for module in self.model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = on
 
     def autocast(self) -> AbstractContextManager:
         """The context that this model's forwards run in."""

@@ -35,7 +35,9 @@ class HFEngine:
         responses: list[list[Response]] = [[] for _ in requests]
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), i))
         for part in self._parts(requests, order):
-            decoder = _Decoder(model, sampling, [requests[i] for i in part], advance or (lambda n: None))
+            decoder = _Decoder(
+                model, self.policy.vocabulary, sampling, [requests[i] for i in part], advance or (lambda n: None)
+            )
             for index, answers in zip(part, decoder.run()):
                 responses[index] = answers
         return responses
@@ -58,9 +60,16 @@ class HFEngine:
 class _Decoder:
     """One batch from prefill to the last token. `rows` [B] says which response each running row is."""
 
-    def __init__(self, model: nn.Module, sampling: Sampling, requests: list[Request], advance: Callable[[int], None]):
+    def __init__(
+        self,
+        model: nn.Module,
+        vocabulary: int | None,
+        sampling: Sampling,
+        requests: list[Request],
+        advance: Callable[[int], None],
+    ):
         self.model, self.sampling, self.requests, self.advance = model, sampling, requests, advance
-        self.head: Tensor = model.get_output_embeddings().weight  # type: ignore[operator, assignment]
+        self.head: Tensor = model.get_output_embeddings().weight[:vocabulary]  # type: ignore[operator, index, assignment]
         self.device = self.head.device
         keys = [key for request in requests for key in request.keys]
         draws = np.stack([keyed.generator(*key).random(sampling.max_new_tokens) for key in keys])

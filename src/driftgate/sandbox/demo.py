@@ -19,19 +19,12 @@ from typing import Any
 import torch
 from jinja2 import Environment, PackageLoader
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from ..config import TrainConfig
 from ..evaluate.command import results_table
 from ..evaluate.evaluate import EvalSettings, evaluate, load_examinee, responses_of
 from ..evaluate.passk import bootstrap_interval, pass_at_k
+from ..progress import bars
 from ..recipe import load_recipe
 from ..report import plots
 from ..train.run import run
@@ -160,9 +153,7 @@ class Workers:
         self.told = self.manager.Queue()
         self.pool = ProcessPoolExecutor(WORKERS, context, torch.set_num_threads, (1,))
         self.jobs: list[Future[None]] = []
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        self.progress = Progress(*columns, *times, console=console, disable=not console.is_terminal)
+        self.progress = bars(console)
 
     def __enter__(self) -> "Workers":
         self.progress.start()

@@ -1,7 +1,7 @@
 """The state of a run, on disk: whole or not there at all.
 
-A checkpoint is a folder `step-000012` or, in the middle of a step, `step-000012-update-003`, written beside its place
-under another name and renamed into it. `model/` inside is an ordinary Hugging Face folder.
+A checkpoint is a folder `step-000012` or, in the middle of a step, `step-000012-update-000003`, written beside its
+place under another name and renamed into it. `model/` inside is an ordinary Hugging Face folder.
 """
 
 import json
@@ -34,7 +34,7 @@ class Position:
 
     @property
     def name(self) -> str:
-        middle = f"-update-{self.update:03d}" if self.update else ""
+        middle = f"-update-{self.update:06d}" if self.update else ""
         return f"step-{self.step:06d}{middle}"
 
 
@@ -65,6 +65,7 @@ def save(
         (partial / "position.json").write_text(json.dumps(asdict(position)))
         _flush(partial)
         partial.rename(target)
+        _sync(folder)
     except (
         OSError,
         RuntimeError,
@@ -92,7 +93,7 @@ def all_checkpoints(folder: Path) -> list[Path]:
 def load(path: Path) -> tuple[Position, dict[str, Any], Experience | None]:
     """Position, learner state and pending rollout batch; restores torch's random state. The model is loaded apart."""
     position = Position(**json.loads((path / "position.json").read_text()))
-    state = torch.load(path / "learner.pt", weights_only=True)
+    state = torch.load(path / "learner.pt", weights_only=True, map_location="cpu")
     torch.set_rng_state(state.pop("random"))
     pending = path / "pending.safetensors"
     return position, state, Experience.load(pending) if pending.is_file() else None
@@ -100,7 +101,13 @@ def load(path: Path) -> tuple[Position, dict[str, Any], Experience | None]:
 
 def _flush(folder: Path) -> None:
     """Push every file to the disk before the rename makes the checkpoint count."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

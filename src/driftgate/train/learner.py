@@ -37,14 +37,16 @@ class Sums:
 
     def metrics(self) -> dict[str, float]:
         """Per-token means. `gate_ess` is the share of the tokens that gates of this spread are worth (Kish)."""
+        if not self.totals:
+            return {"tokens": 0.0}
         t, count = self.totals, self.totals["tokens"]
-        mean = t["gate"] / count
+        closed = t["closed"] / count
         metrics = {
             "loss": t["loss"] / t["weight"],
             "loss_ungated": t["ungated"] / count,
-            "gate_mean": mean,
+            "gate_mean": 1 - closed,
             "gate_min": self.gate_min,
-            "gate_std": math.sqrt(max(t["gate_squared"] / count - mean**2, 0.0)),
+            "gate_std": math.sqrt(max(t["closed_squared"] / count - closed**2, 0.0)),
             "gate_ess": t["gate"] ** 2 / max(t["gate_squared"] * count, 1e-300),
             "tokens": count,
         }
@@ -78,11 +80,18 @@ class Learner:
             totals, gate_min = self.policy(micro, self._finish(batch, spans, micro))
             totals["loss"].backward()
             sums.add({name: value.detach().double() for name, value in totals.items()}, gate_min)
+        lr = self.schedule.get_last_lr()[0]
         norm = self._step(sums)
-        return sums.metrics() | {"grad_norm": norm, "lr": self.schedule.get_last_lr()[0]}
+        return sums.metrics() | {"grad_norm": norm, "lr": lr}
 
     def _step(self, sums: Sums) -> float:
-        """Divide the gradient by the sum of weights, clip it, step. Returns the norm before clipping."""
+        """Divide the gradient by the sum of weights, clip it, step. Returns the norm before clipping.
+
+        Without a token in the stream (all were dropped) only the schedule moves on.
+        """
+        if not sums.totals:
+            self.schedule.step()
+            return 0.0
         if not math.isfinite(sums.totals["loss"]):
             raise RunError(f"the loss is {sums.totals['loss']}")
         if sums.totals["weight"] <= 0:
@@ -105,14 +114,9 @@ class Learner:
         def finish(hidden: Tensor, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
             losses, logp = self._losses(batch, micro, hidden, weight)
             gate, drift = self._gates(batch, micro, logp, spans)
-            scaled = unit_mean(gate, rows) if self.config.gate.scope == "sequence" else gate
+            scaled = self._scaled(gate, rows)
             sums = {"loss": (scaled * losses).sum(), "weight": scaled.sum(), "ungated": losses.sum()}
-            sums |= {
-                "gate": gate.sum(),
-                "gate_squared": gate.square().sum(),
-                "tokens": gate.new_tensor(len(gate)),
-            }
-            return sums | drift, gate.min()
+            return sums | gate_sums(gate) | drift, gate.min()
 
         return finish
 
@@ -148,6 +152,16 @@ class Learner:
         shift = logp.detach() - behaviour
         return gate, {"drift_abs": shift.abs().sum(), "drift_span": span_drift(shift, spans)[spans].sum()}
 
+    def _scaled(self, gate: Tensor, rows: Tensor) -> Tensor:
+        """Gates [N] with mean 1 inside each sequence, where that is the scope; the minibatch's waits for `_step`."""
+        if self.config.gate.scope == "minibatch":
+            return gate
+        try:
+            return unit_mean(gate, rows)
+        except ValueError as error:
+            tau = self.config.gate.tau
+            raise RunError(f"gate.tau = {tau}: {error}; the drift is too large for it, lower it") from None
+
     def _of(self, stream: Tensor | None, micro: MicroBatch) -> Tensor:
         """A micro-batch's part of a flat stream, on the model's device."""
         assert stream is not None
@@ -161,6 +175,14 @@ class Learner:
         left = 1 - (update - settings.warmup) / max(updates - settings.warmup, 1)
         shapes = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
         return max(shapes[settings.schedule], 0.0)
+
+
+def gate_sums(gate: Tensor) -> dict[str, Tensor]:
+    """Sums over gates [N] in float64, of 1 - g too: gates are near 1, and their spread would drown in rounding."""
+    wide = gate.double()
+    closed = 1 - wide
+    sums = {"gate": wide.sum(), "gate_squared": wide.square().sum(), "tokens": wide.new_tensor(len(gate))}
+    return sums | {"closed": closed.sum(), "closed_squared": closed.square().sum()}
 
 
 def make_spans(config: TrainConfig, batch: Experience, newline_ids: Tensor) -> Tensor:

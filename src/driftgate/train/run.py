@@ -25,13 +25,14 @@ def run(config: TrainConfig, out: Path, console: Console, tell: Callable[[int], 
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; choose a folder")
+    begun = setup.lock(out) if out.is_dir() else None  # a new folder is made only once the input is checked
     config = setup.resolved_config(config, out)
     parts = setup.set_up(config, out)
-    with setup.lock(out):
+    problems = fingerprint(parts.prompts)
+    check_same_problems(out / "environment.json", problems)
+    with begun or setup.lock(out):
         write_config(out / "config.yaml", config)
-        write_environment(
-            out / "environment.json", began_at=parts.position.name, problems_sha256=fingerprint(parts.prompts)
-        )
+        write_environment(out / "environment.json", began_at=parts.position.name, problems_sha256=problems)
         if parts.position.step or parts.position.update:
             console.print(f"resuming {out} at {parts.position.name}", highlight=False)
         with StopSignal() as stop, Display(console, config.steps, parts.position.step, tell) as display:
@@ -49,6 +50,16 @@ def fingerprint(prompts: Sequence[Prompt]) -> str:
     for prompt in prompts:
         digest.update(json.dumps(asdict(prompt.problem), sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def check_same_problems(environment: Path, problems: str) -> None:
+    """A resumed run must find the problems that it began with. Raises InputError."""
+    sessions = json.loads(environment.read_text()) if environment.is_file() else []
+    if sessions and sessions[-1]["problems_sha256"] != problems:
+        raise InputError(
+            f"prompts.path: the problems are not those that the run in {environment.parent} began with; "
+            f"restore them, or choose another --out"
+        )
 
 
 def final_model(out: Path) -> Path:

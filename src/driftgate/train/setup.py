@@ -73,6 +73,7 @@ def set_up(config: TrainConfig, out: Path) -> Parts:
     policy, teacher_policy = Policy(student, config.student.compute), Policy(teacher, config.teacher.compute)
     check_head(policy, "student", config.student.path)
     check_head(teacher_policy, "teacher", config.teacher.path)
+    policy.vocabulary = teacher_policy.vocabulary = min(policy.head.shape[0], teacher_policy.head.shape[0])
     if config.objective.kind == "lsm":
         _check_support(config.objective.k, teacher_policy)
     if config.student.gradient_checkpointing:

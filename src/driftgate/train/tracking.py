@@ -13,17 +13,11 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TextColumn
 
 from .. import __name__ as package
 from ..config import TrainConfig
+from ..progress import bars
 from .checkpoint import Position
 
 PACKAGES = ("driftgate", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
@@ -111,10 +105,7 @@ class Display:
     def __init__(self, console: Console, steps: int, done: int, tell: Callable[[int], None] | None = None):
         self.console, self.steps, self.tell = console, steps, tell or (lambda steps: None)
         self.tell(done)
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        note = TextColumn("{task.fields[note]}")
-        self.progress = Progress(*columns, *times, note, console=console, disable=not console.is_terminal)
+        self.progress = bars(console, TextColumn("{task.fields[note]}"))
         self.steps_bar = self.progress.add_task("steps", total=steps, completed=done, note="")
         self.responses_bar = self.progress.add_task("responses", total=None, visible=False, note="")
 
