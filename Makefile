@@ -20,6 +20,7 @@ lint: .venv/ready  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/python docs/generate.py --check
 
 bench: .venv/ready  ## the chunked head against full logits, side by side
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/head.py

@@ -79,6 +79,13 @@ def test_bfloat16_operands_give_float32_logits():
     assert gradients(ours, hidden)[0].dtype == torch.bfloat16
 
 
+def test_every_head_function_takes_bfloat16():
+    hidden, weight, _ = problem(dtype=torch.bfloat16)
+    exact = (hidden.double() @ weight.double().T).topk(3).values
+    torch.testing.assert_close(head.top_k(hidden, weight, 3)[1].double(), exact, rtol=0, atol=1e-5)
+    assert head.reverse_kl(hidden, weight, hidden, weight).abs().max() == 0
+
+
 def test_autocast_does_not_round_the_logits():
     hidden, weight, ids = problem(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

@@ -56,6 +56,8 @@ def reverse_kl(
 
     hidden, weight: [N, H], [V, H] of p; hidden_q, weight_q: [N, H'], [V, H'] of q. Returns [N].
     """
+    hidden, weight = _operands(hidden, weight)
+    hidden_q, weight_q = _operands(hidden_q, weight_q)
     divergence = torch.empty(len(hidden), dtype=_wide(hidden), device=hidden.device)
     for part in _parts(len(hidden), chunk):
         log_p = _logits(hidden[part], weight, temperature).log_softmax(-1)
