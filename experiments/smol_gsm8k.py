@@ -1,15 +1,17 @@
 """SmolLM2-135M-Instruct on GSM8K: the divergence to its privileged teacher on held-out problems, before and after.
 
     driftgate train smol_gsm8k --out runs/smol_gsm8k
-    python experiments/smol_gsm8k.py --run runs/smol_gsm8k --held-out gsm8k/test.jsonl --problems 48
+    python experiments/smol_gsm8k.py --run runs/smol_gsm8k --held-out gsm8k/test.jsonl
 
-Both students answer the same problems with the same random numbers, one answer each; KL(student || teacher) over the
-whole vocabulary, mean over an answer's tokens; paired difference with a t interval over problems. Writes
+Both students answer the same problems with the same random numbers, one answer each. KL(student || teacher) over the
+whole vocabulary, mean over an answer's tokens: of each on its own answers, and of both on the answers of the first,
+where they differ in the weights alone. Paired differences with t intervals over problems. Writes
 results/smol_gsm8k.json.
 """
 
 import argparse
 import json
+import multiprocessing
 import platform
 import sys
 import time
@@ -22,13 +24,13 @@ import transformers
 import yaml
 from scipy import stats
 
-from driftgate.config import ModelSettings
-from driftgate.data.prompts import Prompt, encode_prompts, jsonl_rows, parse_problems
+from driftgate.config import ModelSettings, TrainConfig
+from driftgate.data.prompts import Problem, Prompt, encode_prompts, jsonl_rows, parse_problems
 from driftgate.evaluate.divergence import divergence_by_prompt
 from driftgate.models import load
 from driftgate.models.policy import Policy
 from driftgate.recipe import check_config
-from driftgate.rollout.engine import Request, Sampling
+from driftgate.rollout.engine import Request, Response, Sampling
 from driftgate.rollout.hf import HFEngine
 
 
@@ -43,45 +45,69 @@ def interval(values: list[float]) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "low": float(ends.low), "high": float(ends.high)}
 
 
-def examine(student: Policy, teacher: Policy, tokenizer: Any, prompts: list[Prompt], config: Any) -> dict[str, Any]:
-    """Answers of one student and their divergence."""
-    how = config.rollout
-    stops = load.stop_ids(student.model, tokenizer, "student")
+def answers_of(path: str, config: TrainConfig, problems: list[Problem], threads: int) -> list[Response]:
+    """One answer to each problem by the student at `path`; runs in a process of its own."""
+    torch.set_num_threads(threads)
+    student, tokenizer = policy_of(config.student.model_copy(update={"path": path}))
+    how, stops = config.rollout, load.stop_ids(student.model, tokenizer, "student")
     sampling = Sampling(how.max_new_tokens, how.temperature, how.top_p, stops)
+    prompts = encoded(config, problems, tokenizer)
     requests = [Request(p.ids, ((0, "held-out", p.problem.id, 0),)) for p in prompts]
-    responses = HFEngine(student, batch=16).generate(requests, sampling)
-    divergence = divergence_by_prompt(student, teacher, prompts, responses, how.temperature, config.microbatch_tokens)
-    answers = [group[0] for group in responses]
-    return {
-        "divergence": divergence,
-        "tokens_mean": float(np.mean([len(answer.ids) for answer in answers])),
-        "truncated": float(np.mean([not answer.finished for answer in answers])),
-        "texts": [tokenizer.decode(list(answer.ids), skip_special_tokens=True) for answer in answers],
-    }
+    return [group[0] for group in HFEngine(student, batch=16).generate(requests, sampling)]
+
+
+def divergence_on(
+    path: str, config: TrainConfig, problems: list[Problem], answers: list[Response], threads: int
+) -> list[float]:
+    """KL(student at `path` || privileged teacher) on given answers, a mean per answer; in a process of its own."""
+    torch.set_num_threads(threads)
+    teacher, tokenizer = policy_of(config.teacher)
+    student, _ = policy_of(config.student.model_copy(update={"path": path}))
+    prompts, temperature = encoded(config, problems, tokenizer), config.rollout.temperature
+    groups = [[answer] for answer in answers]
+    return divergence_by_prompt(student, teacher, prompts, groups, temperature, config.microbatch_tokens)
+
+
+def encoded(config: TrainConfig, problems: list[Problem], tokenizer: Any) -> list[Prompt]:
+    return encode_prompts(
+        problems, tokenizer, config.prompts, config.rollout.max_new_tokens, None, config.teacher.context
+    )
+
+
+def share(changes: list[float]) -> float:
+    return float(np.mean(np.array(changes) < 0))
+
+
+def token_mean(divergence: list[float], answers: list[Response]) -> float:
+    """Mean over all tokens, as the training loss is."""
+    return float(np.average(divergence, weights=[len(answer.ids) for answer in answers]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--held-out", type=Path, required=True)
-    parser.add_argument("--problems", type=int, default=48)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many problems first")
+    parser.add_argument("--problems", type=int, default=160)
+    parser.add_argument("--threads", type=int, default=1, help="of each of the two processes")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     began = time.time()
     config = check_config(yaml.safe_load((arguments.run / "config.yaml").read_text()))
-    problems = parse_problems(jsonl_rows(arguments.held_out, "--held-out"))[: arguments.problems]
-    teacher, tokenizer = policy_of(config.teacher)
-    prompts = encode_prompts(
-        problems, tokenizer, config.prompts, config.rollout.max_new_tokens, None, config.teacher.context
-    )
+    problems = parse_problems(jsonl_rows(arguments.held_out, "--held-out"))
+    problems = problems[arguments.skip : arguments.skip + arguments.problems]
     students = {"before": config.student.path, "after": str(arguments.run)}
-    results = {}
-    for name, path in students.items():
-        student, _ = policy_of(config.student.model_copy(update={"path": path}))
-        results[name] = examine(student, teacher, tokenizer, prompts, config)
-        print(name, interval(results[name]["divergence"]), f"{time.time() - began:.0f} s", flush=True)
-    change = np.subtract(results["after"]["divergence"], results["before"]["divergence"]).tolist()
+    threads = arguments.threads
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        asked = [(path, config, problems, threads) for path in students.values()]
+        answers = dict(zip(students, pool.starmap(answers_of, asked)))
+        print(f"answers after {time.time() - began:.0f} s", flush=True)
+        scored = {"before": ("before", "before"), "after": ("after", "after"), "after on before's": ("after", "before")}
+        asked = [(students[who], config, problems, answers[whose], threads) for who, whose in scored.values()]
+        divergence = dict(zip(scored, pool.starmap(divergence_on, asked, chunksize=1)))
+    tokenizer = load.load_tokenizer(config.student, "student")
+    own, same = (
+        np.subtract(divergence[name], divergence["before"]).tolist() for name in ("after", "after on before's")
+    )
     updates = [json.loads(line) for line in (arguments.run / "metrics.jsonl").read_text().splitlines()]
     report = {
         "command": " ".join(["python", "experiments/smol_gsm8k.py", *sys.argv[1:]]),
@@ -92,29 +118,41 @@ def main() -> None:
         },
         "seconds": round(time.time() - began),
         "recipe": config.model_dump(mode="json"),
-        "problems": len(prompts),
+        "problems": len(problems),
         "unit": "nats a token, KL(student || privileged teacher), whole vocabulary, temperature 1",
-        "before": interval(results["before"]["divergence"]),
-        "after": interval(results["after"]["divergence"]),
-        "change": interval(change),
-        "tokens_mean": {name: result["tokens_mean"] for name, result in results.items()},
-        "truncated": {name: result["truncated"] for name, result in results.items()},
+        "before": interval(divergence["before"]),
+        "after": interval(divergence["after"]),
+        "change on own answers": interval(own) | {"median": float(np.median(own)), "share_fallen": share(own)},
+        "change on the answers of before": interval(same)
+        | {"median": float(np.median(same)), "share_fallen": share(same)},
+        "token_mean": {
+            "before": token_mean(divergence["before"], answers["before"]),
+            "after": token_mean(divergence["after"], answers["after"]),
+            "after on before's": token_mean(divergence["after on before's"], answers["before"]),
+        },
+        "tokens_mean": {name: float(np.mean([len(a.ids) for a in part])) for name, part in answers.items()},
+        "truncated": {name: float(np.mean([not a.finished for a in part])) for name, part in answers.items()},
         "training_loss": [round(line["loss"], 5) for line in updates if line["kind"] == "update"],
         "training_seconds": round(sum(v for line in updates for k, v in line.items() if k.startswith("seconds"))),
-        "divergence_by_problem": {name: result["divergence"] for name, result in results.items()},
+        "divergence_by_problem": divergence,
+        "tokens_by_problem": {name: [len(a.ids) for a in part] for name, part in answers.items()},
         "examples": [
             {
-                "id": prompts[i].problem.id,
-                "problem": prompts[i].problem.problem,
-                "answer": prompts[i].problem.answer,
-                **{name: result["texts"][i] for name, result in results.items()},
+                "id": problems[i].id,
+                "problem": problems[i].problem,
+                "answer": problems[i].answer,
+                **{
+                    name: tokenizer.decode(list(part[i].ids), skip_special_tokens=True)
+                    for name, part in answers.items()
+                },
             }
             for i in range(3)
         ],
     }
     out = Path("results") / "smol_gsm8k.json"
     out.write_text(json.dumps(report, indent=2) + "\n")
-    print("change", report["change"])
+    for name in ("before", "after", "change on own answers", "change on the answers of before", "token_mean"):
+        print(name, report[name])
 
 
 if __name__ == "__main__":

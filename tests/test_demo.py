@@ -18,6 +18,7 @@ def test_the_demo_trains_twice_examines_four_models_and_writes_a_report(tmp_path
     assert "one seed cannot tell" in told
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 5
+    assert json.loads((tmp_path / "summary.json").read_text())["pass"].keys() >= {"teacher", "no gate"}
     assert "https://" not in page.replace("https://matplotlib.org/", "")
     configs = [(tmp_path / run / "config.yaml").read_text() for run in ("lsm_none", "lsm_block64")]
     first, second = (text.splitlines() for text in configs)

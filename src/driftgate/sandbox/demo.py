@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -59,6 +60,7 @@ def run_demo(out: Path, console: Console, steps: int | None, seed: int, exam: Ev
     difference = compare_runs(out)
     seconds = time.perf_counter() - began
     write_report(out, passes, runs, config, exam, difference, seconds)
+    write_summary(out / "summary.json", passes, config, exam, difference, seconds)
     console.print(results_table(passes))
     console.print(difference, highlight=False, soft_wrap=True)
     console.print(f"report in {out / 'report.html'}; {seconds:.0f} s in all", highlight=False)
@@ -121,6 +123,23 @@ def write_report(
         cpus=os.cpu_count(),
     )
     (out / "report.html").write_text(text, encoding="utf-8")
+
+
+def write_summary(
+    path: Path, passes: dict[str, Any], config: TrainConfig, exam: EvalSettings, difference: str, seconds: float
+) -> None:
+    """The table as JSON, with what it takes to make it again."""
+    summary = {
+        "command": f"driftgate demo --steps {config.steps} --seed {config.seed}",
+        "versions": {name: metadata.version(name) for name in ("driftgate", "torch", "transformers")},
+        "cpus": os.cpu_count(),
+        "seconds": round(seconds),
+        "problems_per_benchmark": exam.limit,
+        "samples_per_problem": exam.samples,
+        "pass": passes,
+        "difference": difference,
+    }
+    path.write_text(json.dumps(summary, indent=2) + "\n")
 
 
 def _train(recipe: str, overrides: list[str], out: Path, tell: Callable[[int], None]) -> None:
