@@ -55,7 +55,7 @@ def fingerprint(prompts: Sequence[Prompt]) -> str:
 def check_same_problems(environment: Path, problems: str) -> None:
     """A resumed run must find the problems that it began with. Raises InputError."""
     sessions = json.loads(environment.read_text()) if environment.is_file() else []
-    if sessions and sessions[-1]["problems_sha256"] != problems:
+    if sessions and sessions[-1].get("problems_sha256") != problems:
         raise InputError(
             f"prompts.path: the problems are not those that the run in {environment.parent} began with; "
             f"restore them, or choose another --out"
