@@ -16,7 +16,7 @@ app = typer.Typer(
 )
 console = Console()
 if not console.is_terminal:
-    console.width = 120  # tables in a log need not fit a screen
+    console.width = 140  # tables in a log need not fit a screen
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 
