@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from .errors import InputError, RunError
+from .train.stop import Stopped
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Gated on-policy distillation."
@@ -95,13 +96,9 @@ def main() -> None:
         app()
     except InputError as error:
         _fail(error, 2)
-    except RunError as error:
+    except (RunError, OSError) as error:
         _fail(error, 1)
-    except OSError as error:
-        _fail(error, 1)
-    except Exception as error:
-        if type(error).__name__ != "Stopped":
-            raise
+    except Stopped:
         sys.exit(130)
 
 
