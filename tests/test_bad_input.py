@@ -293,6 +293,16 @@ def test_nan_stops_the_run_and_keeps_the_last_checkpoint(command, tmp_path, monk
     assert command() == (0, "")  # and the same command goes on from there
 
 
+def test_a_full_gpu_names_what_to_lower(command, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nMore.")
+
+    monkeypatch.setattr(Learner, "update", full)
+    code, said = command()
+    assert code == 1
+    assert "lower microbatch_tokens (now 16384)" in said
+
+
 def test_gates_that_vanish_are_told(command):
     code, said = command("gate.tau=1e30")
     assert code == 1

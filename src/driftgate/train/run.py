@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from ..config import TrainConfig
 from ..data.prompts import Prompt
-from ..errors import InputError
+from ..errors import InputError, RunError
 from . import setup
 from .loop import train
 from .stop import Stopped, StopSignal
@@ -41,6 +42,12 @@ def run(config: TrainConfig, out: Path, console: Console, tell: Callable[[int], 
             except Stopped:
                 console.print(f"stopped and saved; the same command with --out {out} goes on", highlight=False)
                 raise
+            except torch.OutOfMemoryError as error:
+                raise RunError(
+                    f"the GPU's memory is full ({str(error).splitlines()[0]}); lower microbatch_tokens (now "
+                    f"{config.microbatch_tokens}) and go on in the same folder; or, in another --out, lower "
+                    f"rollout.batch (now {config.rollout.batch}) or set student.gradient_checkpointing=true"
+                ) from None
     console.print(f"{config.steps} steps done; model in {final_model(out)}", highlight=False)
 
 

@@ -24,8 +24,8 @@ from . import checkpoint
 from .checkpoint import Position
 from .learner import Learner
 
-MAY_CHANGE = ("steps", "checkpoint", "device")
-"""Settings that a resumed run may change."""
+MAY_CHANGE = ("steps", "checkpoint", "device", "microbatch_tokens")
+"""Settings that a resumed run may change; the last two change results by rounding."""
 
 
 @dataclass
