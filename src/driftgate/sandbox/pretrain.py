@@ -11,7 +11,6 @@ import argparse
 import json
 import platform
 import random
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from ..evaluate.grading import grade_integer
 from ..evaluate.passk import summarise
 from ..models.policy import Policy
 from ..rollout.engine import Request, Response, Sampling
@@ -50,7 +50,6 @@ INIT_SHARPNESS = 1.5  # of queries and keys: at 1, a head this small cannot sing
 IGNORED = -100  # label of the positions without a loss
 PROBLEMS, SAMPLES = 200, 4  # measured: problems a benchmark, samples a problem
 TEMPERATURE, TOP_P, MAX_NEW_TOKENS = 1.0, 0.9, 288  # measured so; the longest solution has 256 tokens
-BOXED = re.compile(r"\\boxed\{(\d+)\}")
 
 
 Pair = tuple[list[int], list[int]]  # token ids of a problem and of its solution
@@ -216,8 +215,7 @@ def _sampled(
 
 
 def _is_right(problem: Problem, response: Response, tokenizer: PreTrainedTokenizerFast) -> bool:
-    boxed = BOXED.findall(str(tokenizer.decode(list(response.ids))))
-    return bool(boxed) and int(boxed[-1]) == int(problem.answer)
+    return grade_integer(str(tokenizer.decode(list(response.ids), skip_special_tokens=True)), problem.answer)
 
 
 def make(role: str, out: Path, progress: Progress) -> dict:
