@@ -135,7 +135,6 @@ def encode_prompts(
         teacher_ids = ids
         if teacher_template is not None:
             teacher_ids = _encode(tokenizer, settings, _fill(teacher_template, problem, "teacher.context"))
-            _check_room(problem, teacher_ids, max_new_tokens, teacher_context, "teacher")
         if len(ids) > settings.max_tokens:
             raise InputError(
                 f"prompts.max_tokens = {settings.max_tokens}: problem {problem.id!r} has {len(ids)} tokens; "

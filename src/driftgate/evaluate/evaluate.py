@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..config import PromptSettings
+from ..config import ModelSettings, PromptSettings
 from ..data.benchmarks import load_benchmark
 from ..data.prompts import Problem, Prompt, encode_prompts
 from ..errors import InputError
@@ -64,8 +64,6 @@ class Examinee:
 
 def load_examinee(path: str, device: str = "auto", dtype: str = "float32", compute: str | None = None) -> Examinee:
     """Raises InputError for a model that is missing or cannot be used."""
-    from ..config import ModelSettings
-
     if dtype not in load.DTYPES or device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--dtype {dtype}, --device {device}: give {', '.join(load.DTYPES)}; auto, cpu or cuda")
     settings = ModelSettings.model_validate({"path": path, "dtype": dtype, "compute": compute})
@@ -94,6 +92,7 @@ def evaluate(
             part = list(_sample(examinee, name, prompts[name], settings, advance))
             _grade(part)
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part))
+            file.flush()  # what is sampled stays, whatever happens next
             rows += part
     ks = sorted({1, settings.samples} | ({8} if settings.samples >= 8 else set()))
     result = {

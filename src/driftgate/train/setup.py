@@ -88,7 +88,8 @@ def set_up(config: TrainConfig, out: Path) -> Parts:
         learner=learner,
         prompts=prompts,
         stop_ids=stop_ids,
-        newline_ids=newline_ids(tokenizer, policy.head.shape[0]),
+        # a pass over the whole vocabulary, which other gates have no use for
+        newline_ids=newline_ids(tokenizer, policy.head.shape[0] if config.gate.spans == "newline" else 0),
         position=position,
         pending=pending,
     )

@@ -40,8 +40,7 @@ class Metrics:
 
 def _is_before(line: dict[str, Any], position: Position) -> bool:
     """Whether a line was made before the position; `step` and `update` count from 1."""
-    done = position.step if line["step"] <= position.step else position.step + 1
-    if line["step"] <= done and line["step"] <= position.step:
+    if line["step"] <= position.step:
         return True
     in_step_begun = line["step"] == position.step + 1 and position.update > 0
     return in_step_begun and (line["kind"] == "rollout" or line["update"] <= position.update)
