@@ -104,3 +104,69 @@ def slow_topk_reverse_kl(student, teacher):
 def slow_logprobs(hidden, weight, temperature):
     """The [N, V] tensor that the package never makes."""
     return torch.log_softmax(hidden @ weight.T / temperature, dim=-1)
+
+
+def slow_policy_gradient(logp, behaviour, teacher, advantage, clip, dual_clip, ratio):
+    """Losses, with gradient, and which tokens a bound holds: case by case of the advantage's sign."""
+    losses, held = [], []
+    for p, o, q in zip(logp, behaviour.double(), teacher.double()):
+        gain = (q - (o if advantage == "frozen" else p.detach())).item()
+        r = torch.exp(p - (o if ratio == "behaviour" else p.detach()))
+        floor = 1 - clip if clip is not None and gain < 0 else -math.inf
+        ceiling = math.inf
+        if gain > 0 and clip is not None:
+            ceiling = 1 + clip
+        if gain < 0 and dual_clip is not None:
+            ceiling = dual_clip
+        bounded = min(max(r.item(), floor), ceiling)
+        held.append(gain != 0 and bounded != r.item())
+        losses.append(-bounded * gain + 0 * p if held[-1] else -r * gain)
+    return torch.stack(losses), held
+
+
+def slow_candidate_loss(logp, behaviour, teacher, clip, dual_clip, present):
+    losses = []
+    for row, old, aim, there in zip(logp, behaviour, teacher, present.tolist()):
+        slots = [v for v, held in enumerate(there) if held]
+        total = math.fsum(math.exp(row[v].item()) for v in slots)
+        loss = row.sum() * 0
+        for v in slots:
+            here = (x[v : v + 1] for x in (row, old, aim))
+            one, _ = slow_policy_gradient(*here, "recomputed", clip, dual_clip, "behaviour")
+            loss = loss + math.exp(row[v].item()) / total * one[0]
+        losses.append(loss)
+    return torch.stack(losses)
+
+
+def slow_divergence(p, q, kind, beta=0.5):
+    """Of two lists of masses (scalar tensors), class by class; 0 log 0 = 0."""
+
+    def kl(a, b):
+        return sum((x * (x.log() - y.log()) for x, y in zip(a, b) if x > 0), torch.zeros((), dtype=torch.float64))
+
+    if kind == "reverse_kl":
+        return kl(p, q)
+    if kind == "forward_kl":
+        return kl(q, p)
+    m = [beta * y + (1 - beta) * x for x, y in zip(p, q)]
+    return beta * kl(q, m) + (1 - beta) * kl(p, m)
+
+
+def slow_support_divergence(log_p, log_q, kind, mass, beta, present):
+    losses = []
+    for ours, theirs, here in zip(log_p, log_q.double(), present.tolist()):
+        p, q = ([row[v].exp() for v, there in enumerate(here) if there] for row in (ours, theirs))
+        if mass == "renormalised":
+            p, q = ([x / sum(side) for x in side] for side in (p, q)) if len(p) > 1 else ([], [])
+        if mass == "tail":
+            p, q = ([*side, torch.ones((), dtype=torch.float64) - sum(side)] for side in (p, q))
+        losses.append(slow_divergence(p, q, kind, beta) + 0 * ours.sum())
+    return torch.stack(losses)
+
+
+def slow_union(student, teacher):
+    return [t + [-1 if v in t else v for v in s] for s, t in zip(student.tolist(), teacher.tolist())]
+
+
+def slow_intersection(student, teacher):
+    return [[v if v in s else -1 for v in t] for s, t in zip(student.tolist(), teacher.tolist())]

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..data.experience import Experience
 from ..data.packing import MicroBatch
 from ..data.prompts import Prompt
-from ..method import head
+from ..method.vocabulary import vocabulary_divergence
 from ..models.policy import Policy
 from ..rollout.engine import Response
 
@@ -41,4 +41,5 @@ def divergence_by_prompt(
 
 def _reverse_kl(student: Policy, micro: MicroBatch, hidden_q: Tensor, weight_q: Tensor, temperature: float) -> Tensor:
     """[N] on the CPU."""
-    return student(micro, lambda h, w: head.reverse_kl(h, w, hidden_q, weight_q, temperature)).float().cpu()
+    theirs = hidden_q, weight_q, "reverse_kl", 0.5, temperature
+    return student(micro, lambda h, w: vocabulary_divergence(h, w, *theirs)).float().cpu()

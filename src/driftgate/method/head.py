@@ -5,7 +5,8 @@ Logits are hidden @ weight.T / temperature, in float32 also for bfloat16 operand
 off by up to 0.06 nats, more than the drift that a gate is to see.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +14,60 @@ from torch import Tensor
 CHUNK = 256
 
 
-def token_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
-    """log softmax(logits)[ids]: the log-probability, in nats, of one token per position; differentiable.
+class Summary(NamedTuple):
+    """What one pass over the vocabulary says of a distribution per position, in nats; without gradient.
 
-    hidden: [N, H]; weight: [V, H]; ids: int64 [N]. Returns float32 (float64 for float64 input) [N].
-    Keeps logsumexp [N] and recomputes the logits of a chunk in the backward pass.
+    logp: float [N, K] at the ids asked for; entropy: float [N]; top_ids int64 and top_logp float [N, top]: the most
+    probable tokens, most probable first, and their log-probabilities in the whole vocabulary. None where not asked for.
     """
-    return _TokenLogprobs.apply(*_operands(hidden, weight), ids, temperature, chunk)  # type: ignore[no-any-return]
+
+    logp: Tensor
+    entropy: Tensor | None
+    top_ids: Tensor | None
+    top_logp: Tensor | None
+
+
+def token_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
+    """log softmax(logits)[ids]: the log-probability, in nats, of one token or K tokens per position; differentiable.
+
+    hidden: [N, H]; weight: [V, H]; ids: int64 [N] or [N, K], each from 0 to V - 1. Returns float32 (float64 for float64
+    input) of the shape of `ids`. Keeps logsumexp [N] and recomputes the logits of a chunk in the backward pass.
+    Raises ValueError naming the argument.
+    """
+    _check_ids(hidden, ids, 1, 2)
+    columns = ids if ids.dim() == 2 else ids[:, None]
+    return _TokenLogprobs.apply(*operands(hidden, weight), columns, temperature, chunk).view(ids.shape)  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def summary(
+    hidden: Tensor,
+    weight: Tensor,
+    ids: Tensor,
+    top: int = 0,
+    entropy: bool = False,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+) -> Summary:
+    """Log-probabilities at K ids, the entropy and the `top` most probable tokens, from one chunk of logits at a time.
+
+    hidden: [N, H]; weight: [V, H]; ids: int64 [N, K], each from 0 to V - 1. Values at `ids` are those of
+    `token_logprobs`, bit for bit. Raises ValueError naming the argument.
+    """
+    _check_ids(hidden, ids, 2)
+    if not 0 <= top <= len(weight):
+        raise ValueError(f"top must be from 0 to the {len(weight)} tokens of the vocabulary, not {top}")
+    hidden, weight = operands(hidden, weight)
+    new = hidden.new_empty
+    result = Summary(
+        new(ids.shape, dtype=wide(hidden)),
+        new(len(hidden), dtype=wide(hidden)) if entropy else None,
+        new(len(hidden), top, dtype=torch.int64) if top else None,
+        new(len(hidden), top, dtype=wide(hidden)) if top else None,
+    )
+    for part in parts(len(hidden), chunk):
+        _summarise(chunk_logits(hidden[part], weight, temperature), ids[part], part, result)
+    return result
 
 
 def support_logits(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
@@ -27,80 +75,54 @@ def support_logits(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: flo
 
     hidden: [N, H]; weight: [V, H]; ids: int64 [N, K]. Returns float32 (or float64) [N, K], not normalised.
     """
-    return _SupportLogits.apply(*_operands(hidden, weight), ids, temperature, chunk)  # type: ignore[no-any-return]
+    return _SupportLogits.apply(*operands(hidden, weight), ids, temperature, chunk)  # type: ignore[no-any-return]
 
 
-@torch.no_grad()
-def top_k(
-    hidden: Tensor, weight: Tensor, k: int, temperature: float = 1.0, chunk: int = CHUNK
-) -> tuple[Tensor, Tensor]:
-    """The k most probable tokens per position, most probable first: ids int64 [N, k], logits float32 [N, k]."""
-    hidden, weight = _operands(hidden, weight)
-    ids = torch.empty(len(hidden), k, dtype=torch.int64, device=hidden.device)
-    logits = torch.empty(len(hidden), k, dtype=_wide(hidden), device=hidden.device)
-    for part in _parts(len(hidden), chunk):
-        logits[part], ids[part] = _logits(hidden[part], weight, temperature).topk(k, dim=-1)
-    return ids, logits
-
-
-@torch.no_grad()
-def reverse_kl(
-    hidden: Tensor,
-    weight: Tensor,
-    hidden_q: Tensor,
-    weight_q: Tensor,
-    temperature: float = 1.0,
-    chunk: int = CHUNK,
-) -> Tensor:
-    """KL(p || q) over the whole vocabulary, per position, in nats; for evaluation, without gradient.
-
-    hidden, weight: [N, H], [V, H] of p; hidden_q, weight_q: [N, H'], [V, H'] of q. Returns [N].
-    """
-    hidden, weight = _operands(hidden, weight)
-    hidden_q, weight_q = _operands(hidden_q, weight_q)
-    divergence = torch.empty(len(hidden), dtype=_wide(hidden), device=hidden.device)
-    for part in _parts(len(hidden), chunk):
-        log_p = _logits(hidden[part], weight, temperature).log_softmax(-1)
-        log_q = _logits(hidden_q[part], weight_q, temperature).log_softmax(-1)
-        divergence[part] = (log_p.exp() * (log_p - log_q)).sum(-1)
-    return divergence
+def _summarise(logits: Tensor, ids: Tensor, part: slice, result: Summary) -> None:
+    """Fill the rows `part` of `result`, using `logits` [C, V] up. ids: int64 [C, K]."""
+    logsumexp = logits.logsumexp(-1, keepdim=True)
+    result.logp[part] = logits.gather(1, ids) - logsumexp
+    if result.top_ids is not None and result.top_logp is not None:
+        top, result.top_ids[part] = logits.topk(result.top_ids.shape[1], dim=-1)
+        result.top_logp[part] = top - logsumexp
+    if result.entropy is not None:
+        logp = logits.sub_(logsumexp)
+        result.entropy[part] = -logp.exp().mul_(logp).sum(-1)
 
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, ids, temperature, chunk):
-        logp = torch.empty(len(hidden), dtype=_wide(hidden), device=hidden.device)
-        logsumexp = torch.empty_like(logp)
-        for part in _parts(len(hidden), chunk):
-            logits = _logits(hidden[part], weight, temperature)
-            logsumexp[part] = logits.logsumexp(-1)
-            logp[part] = logits.gather(1, ids[part, None])[:, 0] - logsumexp[part]
+        logp = torch.empty(ids.shape, dtype=wide(hidden), device=hidden.device)
+        logsumexp = torch.empty(len(hidden), 1, dtype=logp.dtype, device=hidden.device)
+        for part in parts(len(hidden), chunk):
+            logits = chunk_logits(hidden[part], weight, temperature)
+            logsumexp[part] = logits.logsumexp(-1, keepdim=True)
+            logp[part] = logits.gather(1, ids[part]) - logsumexp[part]
         ctx.save_for_backward(hidden, weight, ids, logsumexp)
         ctx.temperature, ctx.chunk = temperature, chunk
         return logp
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """d logp / d logits = onehot(id) - softmax, recomputed chunk by chunk."""
+        """d logp / d logits = onehot(id) - softmax, summed over a position's K ids, recomputed chunk by chunk."""
         hidden, weight, ids, logsumexp = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=_wide(weight))
         grad = grad / ctx.temperature
-        for part in _parts(len(hidden), ctx.chunk):
-            logits = _logits(hidden[part], weight, ctx.temperature)
-            grad_logits = logits.sub_(logsumexp[part, None]).exp_().mul_(-grad[part, None])
-            grad_logits.scatter_add_(1, ids[part, None], grad[part, None])
-            grad_logits = grad_logits.to(weight.dtype)
-            grad_hidden[part] = grad_logits @ weight
-            grad_weight += grad_logits.T @ hidden[part]
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+
+        def grad_logits(part: slice) -> Tensor:
+            logits = chunk_logits(hidden[part], weight, ctx.temperature)
+            softmax = logits.sub_(logsumexp[part]).exp_()
+            # scatter_add_, for a token that a position names twice counts twice.
+            return softmax.mul_(-grad[part].sum(1, keepdim=True)).scatter_add_(1, ids[part], grad[part])
+
+        return *head_gradients(hidden, weight, ctx.chunk, grad_logits), None, None, None
 
 
 class _SupportLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, ids, temperature, chunk):
-        logits = torch.empty(ids.shape, dtype=_wide(hidden), device=hidden.device)
-        for part in _parts(len(hidden), chunk):
+        logits = torch.empty(ids.shape, dtype=wide(hidden), device=hidden.device)
+        for part in parts(len(hidden), chunk):
             rows = weight[ids[part]].to(logits.dtype)
             logits[part] = torch.bmm(rows, hidden[part, :, None].to(logits.dtype))[..., 0] / temperature
         ctx.save_for_backward(hidden, weight, ids)
@@ -111,25 +133,38 @@ class _SupportLogits(torch.autograd.Function):
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, ids = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=_wide(weight))
+        grad_weight = torch.zeros_like(weight, dtype=wide(weight))
         grad = (grad / ctx.temperature).to(weight.dtype)
-        for part in _parts(len(hidden), ctx.chunk):
+        for part in parts(len(hidden), ctx.chunk):
             grad_hidden[part] = torch.bmm(grad[part, None, :], weight[ids[part]])[:, 0]
             outer = grad[part, :, None] * hidden[part, None, :]
             grad_weight.index_add_(0, ids[part].flatten(), outer.flatten(0, 1).to(grad_weight.dtype))
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None
 
 
-def _operands(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def head_gradients(
+    hidden: Tensor, weight: Tensor, chunk: int, grad_logits: Callable[[slice], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of hidden [N, H] and weight [V, H], where `grad_logits` gives that of hidden[part] @ weight.T."""
+    grad_hidden = torch.empty_like(hidden)
+    grad_weight = torch.zeros_like(weight, dtype=wide(weight))
+    for part in parts(len(hidden), chunk):
+        grad = grad_logits(part).to(weight.dtype)
+        grad_hidden[part] = grad @ weight
+        grad_weight += grad.T @ hidden[part]
+    return grad_hidden, grad_weight.to(weight.dtype)
+
+
+def operands(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Both in the dtype that the product takes: on a GPU autocast's where it is on, else the weight's; on a CPU, which
     has no product of bfloat16 with a float32 result, float32 (or float64)."""
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    dtype = _wide(weight) if device == "cpu" else dtype
+    dtype = wide(weight) if device == "cpu" else dtype
     return hidden.to(dtype), weight.to(dtype)
 
 
-def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
+def chunk_logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
     """[C, V] in float32 (or float64), at the temperature."""
     with torch.autocast(hidden.device.type, enabled=False):
         if hidden.dtype == torch.bfloat16:
@@ -139,9 +174,17 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
-def _parts(count: int, chunk: int) -> Iterator[slice]:
+def parts(count: int, chunk: int) -> Iterator[slice]:
     return (slice(start, start + chunk) for start in range(0, count, chunk))
 
 
-def _wide(values: Tensor) -> torch.dtype:
+def wide(values: Tensor) -> torch.dtype:
     return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+def _check_ids(hidden: Tensor, ids: Tensor, *dims: int) -> None:
+    shapes = " or ".join({1: "[N]", 2: "[N, K]"}[dim] for dim in dims)
+    if ids.dtype != torch.int64 or ids.dim() not in dims:
+        raise ValueError(f"ids must be int64 {shapes}, not {ids.dtype} {list(ids.shape)}")
+    if len(ids) != len(hidden):
+        raise ValueError(f"ids has {len(ids)} positions but hidden has {len(hidden)}; give one row of ids per position")

@@ -1,10 +1,11 @@
 """Per-token distillation losses. None normalises: whoever calls divides by the tokens of the whole optimiser batch.
 
-Shapes: N valid response tokens, K tokens in the support of a position.
-Symbols: p current student (carries the gradient), o behaviour student, q teacher, y_t the sampled token.
+Shapes: N valid response tokens, K tokens in the support of a position, C classes.
+Symbols: p current student (carries the gradient), o behaviour student, q teacher, y_t the sampled token, S the support.
 """
 
-from typing import Literal
+import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +14,12 @@ from . import check
 from .gates import widen
 
 Advantage = Literal["frozen", "recomputed"]
+Ratio = Literal["behaviour", "current"]
+Kind = Literal["reverse_kl", "forward_kl", "jsd"]
+Mass = Literal["renormalised", "tail", "raw"]
+
+# exp of it times any advantage is finite in float32, so that a clipped token has gradient 0 and not inf * 0.
+LARGEST_LOG_RATIO = 40.0
 
 
 def sampled_token_loss(
@@ -20,29 +27,112 @@ def sampled_token_loss(
     logp_behaviour: Tensor,
     logp_teacher: Tensor,
     advantage: Advantage = "frozen",
-    clip: float = 0.2,
-    dual_clip: float = 3.0,
+    clip: float | None = 0.2,
+    dual_clip: float | None = 3.0,
+    ratio: Ratio = "behaviour",
 ) -> Tensor:
     """Sampled-token OPD: a clipped policy-gradient loss whose reward is the teacher's log-ratio.
 
     l_t = -min(r_t A_t, clip(r_t, 1 - clip, 1 + clip) A_t) with r_t = p(y_t) / o(y_t), and where A_t < 0 never above
-    -dual_clip A_t. A_t = log q(y_t) - log p_A(y_t), detached, with p_A the behaviour student ("frozen", public code of
-    arXiv 2603.25562) or the current one ("recomputed", verl; advised under staleness by arXiv 2606.24143).
+    -dual_clip A_t; None for either bound leaves it out. A_t = log q(y_t) - log p_A(y_t), detached, with p_A the
+    behaviour student ("frozen", public code of arXiv 2603.25562) or the current one ("recomputed", verl; advised under
+    staleness by arXiv 2606.24143). `ratio` "current" takes r_t = p / sg(p), which is 1: no bound ever binds, and the
+    gradient is the score function's, -A_t grad log p(y_t).
 
     logp, logp_behaviour, logp_teacher: float [N], in nats, all at the sampling temperature; gradient flows through
     `logp` alone. Returns [N]. Raises ValueError naming the argument.
     """
-    check.same_length(logp=logp, logp_behaviour=logp_behaviour, logp_teacher=logp_teacher)
-    check.positive("clip", clip)
-    if dual_clip <= 1:
-        raise ValueError(f"dual_clip must be above 1, not {dual_clip}")
-    if advantage not in ("frozen", "recomputed"):
-        raise ValueError(f"advantage must be frozen or recomputed, not {advantage!r}")
-    logp, behaviour, teacher = widen(logp), widen(logp_behaviour.detach()), widen(logp_teacher.detach())
-    gain = teacher - (behaviour if advantage == "frozen" else logp.detach())
-    ratio = torch.exp(logp - behaviour)
-    loss = -torch.minimum(ratio * gain, ratio.clamp(1 - clip, 1 + clip) * gain)
-    return torch.where(gain < 0, torch.minimum(loss, -dual_clip * gain), loss)
+    r, gain = _ratio_and_gain(logp, logp_behaviour, logp_teacher, advantage, clip, dual_clip, ratio)
+    return _policy_gradient(r, gain, clip, dual_clip)
+
+
+@torch.no_grad()
+def clipped_tokens(
+    logp: Tensor,
+    logp_behaviour: Tensor,
+    logp_teacher: Tensor,
+    advantage: Advantage = "frozen",
+    clip: float | None = 0.2,
+    dual_clip: float | None = 3.0,
+    ratio: Ratio = "behaviour",
+) -> Tensor:
+    """Where `sampled_token_loss` of the same arguments loses its gradient to the clip or the dual clip: bool [N]."""
+    r, gain = _ratio_and_gain(logp, logp_behaviour, logp_teacher, advantage, clip, dual_clip, ratio)
+    return _policy_gradient(r, gain, clip, dual_clip) != _policy_gradient(r, gain, None, None)
+
+
+def candidate_loss(
+    logp: Tensor,
+    logp_behaviour: Tensor,
+    logp_teacher: Tensor,
+    clip: float | None = 0.2,
+    dual_clip: float | None = None,
+    present: Tensor | None = None,
+) -> Tensor:
+    """The policy-gradient loss of `sampled_token_loss`, averaged over K candidate tokens by the student's own mass.
+
+    l_t = sum over v in S of w_v l_v, with w_v = sg(p(v) / sum over S of p) and l_v the clipped loss of candidate v at
+    r_v = p(v) / o(v), A_v = sg(log q(v) - log p(v)).
+
+    logp, logp_behaviour, logp_teacher: float [N, K], log-probabilities of the whole vocabulary, in nats; gradient flows
+    through `logp` alone. present: bool [N, K], False for a slot without a token, which contributes 0. Returns [N].
+    Raises ValueError naming the argument. Source: the public code of arXiv 2604.13016.
+    """
+    _check_supports(present, logp=logp, logp_behaviour=logp_behaviour, logp_teacher=logp_teacher)
+    _check_clips(clip, dual_clip)
+    present = torch.ones_like(logp, dtype=torch.bool) if present is None else present
+    weight = widen(logp.detach()).masked_fill(~present, -math.inf).softmax(-1).masked_fill(~present, 0.0)
+    logp, behaviour, teacher = (widen(x).masked_fill(~present, 0.0) for x in (logp, logp_behaviour, logp_teacher))
+    loss = _policy_gradient(_bounded_ratio(logp, behaviour), (teacher - logp).detach(), clip, dual_clip)
+    return (weight * loss).sum(-1)
+
+
+def divergence(log_p: Tensor, log_q: Tensor, kind: Kind, beta: float = 0.5) -> Tensor:
+    """The divergence between two rows of log-masses, over the last dimension, in nats.
+
+    "reverse_kl" sum of p (log p - log q); "forward_kl" sum of q (log q - log p);
+    "jsd" beta sum of q (log q - log m) + (1 - beta) sum of p (log p - log m), m = beta q + (1 - beta) p.
+    A class without mass (log-mass -inf, or so low that exp gives 0) has 0 log 0 = 0, in value and gradient; where the
+    first side of a KL has mass and the second is -inf, the KL is inf.
+
+    log_p, log_q: float [..., C], used as given, not normalised; gradient flows through `log_p` alone. Returns float32
+    (float64 for float64 input) [...]. Raises ValueError naming the argument. Source: arXiv 2306.13649 (GKD).
+    """
+    check_kind(kind, beta)
+    _check_shape("log_q", log_q, "log_p", log_p)
+    log_p, log_q = widen(log_p), widen(log_q.detach())
+    if kind == "reverse_kl":
+        return _kl(log_p, log_q)
+    if kind == "forward_kl":
+        return _kl(log_q, log_p)
+    log_m = _log_mixture(log_p, log_q, beta)
+    return beta * _kl(log_q, log_m) + (1 - beta) * _kl(log_p, log_m)
+
+
+def support_divergence(
+    log_p: Tensor, log_q: Tensor, kind: Kind, mass: Mass, beta: float = 0.5, present: Tensor | None = None
+) -> Tensor:
+    """`divergence` over K tokens per position, with what lies outside of them treated as `mass` says.
+
+    "renormalised": both sides are normalised inside the support (local support matching), so any per-position constant
+    may be missing from either; fewer than 2 present tokens give exactly 0. "tail": the mass outside the support is one
+    more class, which bounds the divergence over the vocabulary from below; it counts as at least the dtype's eps, for
+    1 - mass is rounding there. "raw": the support's terms of the sum over the vocabulary; may be negative.
+
+    log_p, log_q: float [N, K], log-masses in nats, of the whole vocabulary unless renormalised; gradient flows through
+    `log_p` alone. present: bool [N, K], False for a slot without a token. Returns [N].
+    Raises ValueError naming the argument. Sources: arXiv 2603.25562 (renormalised), 2604.13016 (supports).
+    """
+    check_kind(kind, beta)
+    _check_supports(present, log_p=log_p, log_q=log_q)
+    if mass not in get_args(Mass):
+        raise ValueError(f"mass must be one of {', '.join(get_args(Mass))}, not {mass!r}")
+    if mass == "renormalised":
+        return _renormalised(log_p, log_q, kind, beta, present)
+    log_p, log_q = _present(log_p, present), _present(log_q.detach(), present)
+    if mass == "tail":
+        log_p, log_q = _with_tail(log_p), _with_tail(log_q)
+    return divergence(log_p, log_q, kind, beta)
 
 
 def topk_reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -50,21 +140,123 @@ def topk_reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
     l_t = sum over v of p~(v) (log p~(v) - log q~(v)), p~ and q~ the softmax over the K given logits; direct gradient
     through the student. Logits may lack any per-position constant (logsumexp cancels), but must be at the sampling
-    temperature.
+    temperature. It is `support_divergence` of kind "reverse_kl" and mass "renormalised".
 
     student_logits, teacher_logits: float [N, K], K >= 2, on the same support. Returns [N], in nats.
     Raises ValueError naming the argument. Source: arXiv 2603.25562 (K = 32).
     """
-    if student_logits.dim() != 2 or student_logits.shape[1] < 2:
+    _check_two("student_logits", student_logits)
+    _check_shape("teacher_logits", teacher_logits, "student_logits", student_logits)
+    return support_divergence(student_logits, teacher_logits, "reverse_kl", "renormalised")
+
+
+def check_kind(kind: str, beta: float) -> None:
+    """Require a known divergence and a mixture of both sides. Raises ValueError naming the argument."""
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
+    if not 0 < beta < 1:
+        raise ValueError(f"beta must be above 0 and below 1, not {beta}; at the ends use kind forward_kl or reverse_kl")
+
+
+def _ratio_and_gain(
+    logp: Tensor,
+    logp_behaviour: Tensor,
+    logp_teacher: Tensor,
+    advantage: Advantage,
+    clip: float | None,
+    dual_clip: float | None,
+    ratio: Ratio,
+) -> tuple[Tensor, Tensor]:
+    """r_t, with gradient, and A_t, without; both [N]."""
+    check.same_length(logp=logp, logp_behaviour=logp_behaviour, logp_teacher=logp_teacher)
+    _check_clips(clip, dual_clip)
+    if advantage not in get_args(Advantage):
+        raise ValueError(f"advantage must be frozen or recomputed, not {advantage!r}")
+    if ratio not in get_args(Ratio):
+        raise ValueError(f"ratio must be behaviour or current, not {ratio!r}")
+    logp, behaviour, teacher = widen(logp), widen(logp_behaviour.detach()), widen(logp_teacher.detach())
+    gain = teacher - (behaviour if advantage == "frozen" else logp.detach())
+    return _bounded_ratio(logp, behaviour if ratio == "behaviour" else logp), gain
+
+
+def _bounded_ratio(logp: Tensor, base: Tensor) -> Tensor:
+    return torch.exp((logp - base.detach()).clamp(max=LARGEST_LOG_RATIO))
+
+
+def _policy_gradient(ratio: Tensor, gain: Tensor, clip: float | None, dual_clip: float | None) -> Tensor:
+    """-ratio gain, between the bounds that are given. Any shape."""
+    reward = ratio * gain
+    if clip is not None:
+        reward = torch.minimum(reward, ratio.clamp(1 - clip, 1 + clip) * gain)
+    loss = -reward
+    if dual_clip is not None:
+        loss = torch.where(gain < 0, torch.minimum(loss, -dual_clip * gain), loss)
+    return loss
+
+
+def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """sum of a (log a - log b) over the last dimension; 0 for a class without mass in a, whatever it has in b."""
+    a = log_a.exp()
+    return (a * (log_a - log_b).masked_fill(a == 0, 0.0)).sum(-1)
+
+
+def _log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    """log(beta q + (1 - beta) p); -inf, without a gradient of NaN, where both sides are -inf."""
+    absent = (log_p == -math.inf) & (log_q == -math.inf)
+    log_p, log_q = log_p.masked_fill(absent, 0.0), log_q.masked_fill(absent, 0.0)
+    return torch.logaddexp(log_q + math.log(beta), log_p + math.log1p(-beta)).masked_fill(absent, -math.inf)
+
+
+def _renormalised(log_p: Tensor, log_q: Tensor, kind: Kind, beta: float, present: Tensor | None) -> Tensor:
+    _check_two("log_p", log_p)
+    if present is None:
+        return divergence(widen(log_p).log_softmax(-1), widen(log_q).log_softmax(-1), kind, beta)
+    # A position of fewer than two tokens becomes a uniform one, for the softmax of nothing is NaN, and then 0.
+    few = present.sum(-1) < 2
+    log_p, log_q = (_present(x, present).masked_fill(few[:, None], 0.0).log_softmax(-1) for x in (log_p, log_q))
+    return divergence(log_p, log_q, kind, beta).masked_fill(few, 0.0)
+
+
+def _with_tail(log_mass: Tensor) -> Tensor:
+    """[N, K + 1]: the log-masses and log(1 - their sum), where 1 - sum counts as at least the rounding of 1."""
+    inside = log_mass.logsumexp(-1, keepdim=True).clamp(max=-torch.finfo(log_mass.dtype).eps)
+    # Of the two forms each is exact where it is taken; the bound keeps the gradient of the other one finite too.
+    tail = torch.where(inside > -math.log(2), (-inside.expm1()).log(), (-inside.exp()).log1p())
+    return torch.cat([log_mass, tail], dim=-1)
+
+
+def _present(log_mass: Tensor, present: Tensor | None) -> Tensor:
+    return widen(log_mass) if present is None else widen(log_mass).masked_fill(~present, -math.inf)
+
+
+def _check_clips(clip: float | None, dual_clip: float | None) -> None:
+    if clip is not None:
+        check.positive("clip", clip)
+    if dual_clip is not None and not dual_clip > 1:
+        raise ValueError(f"dual_clip must be above 1, not {dual_clip}; None leaves it out")
+
+
+def _check_two(name: str, logits: Tensor) -> None:
+    if logits.dim() != 2 or logits.shape[1] < 2:
         raise ValueError(
-            f"student_logits must be [N, K] with K at least 2 (a renormalised support of one token has no loss); "
-            f"its shape is {list(student_logits.shape)}"
+            f"{name} must be [N, K] with K at least 2 (a renormalised support of one token has no loss); "
+            f"its shape is {list(logits.shape)}"
         )
-    if teacher_logits.shape != student_logits.shape:
-        raise ValueError(
-            f"teacher_logits must have the shape of student_logits, {list(student_logits.shape)}, "
-            f"not {list(teacher_logits.shape)}"
-        )
-    log_student = widen(student_logits).log_softmax(-1)
-    log_teacher = widen(teacher_logits.detach()).log_softmax(-1)
-    return (log_student.exp() * (log_student - log_teacher)).sum(-1)
+
+
+def _check_shape(name: str, values: Tensor, like: str, other: Tensor) -> None:
+    if values.shape != other.shape:
+        raise ValueError(f"{name} must have the shape of {like}, {list(other.shape)}, not {list(values.shape)}")
+
+
+def _check_supports(present: Tensor | None, **log_masses: Tensor) -> None:
+    """Require [N, K] tensors of one shape, and `present` bool of that shape or None."""
+    like, *names = log_masses
+    if log_masses[like].dim() != 2:
+        raise ValueError(f"{like} must be [N, K], K tokens per position; its shape is {list(log_masses[like].shape)}")
+    for name in names:
+        _check_shape(name, log_masses[name], like, log_masses[like])
+    if present is not None:
+        _check_shape("present", present, like, log_masses[like])
+        if present.dtype != torch.bool:
+            raise ValueError(f"present must be bool, not {present.dtype}; pass ids >= 0")

@@ -1,0 +1,98 @@
+"""Divergences over the whole vocabulary, from hidden states, without a [tokens x vocabulary] tensor.
+
+Shapes: N tokens, H and H' the hidden sizes of student and teacher, V their shared vocabulary, C tokens a chunk.
+Symbols: p the student (carries the gradient), q the teacher, m = beta q + (1 - beta) p.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .head import CHUNK, chunk_logits, head_gradients, operands, parts, wide
+from .objectives import Kind, check_kind
+
+
+def vocabulary_divergence(
+    hidden: Tensor,
+    weight: Tensor,
+    hidden_q: Tensor,
+    weight_q: Tensor,
+    kind: Kind,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+) -> Tensor:
+    """Per position, how far the student is from the teacher, in nats; differentiable in `hidden` and `weight` alone.
+
+    "reverse_kl" KL(p || q); "forward_kl" KL(q || p); "jsd" beta KL(q || m) + (1 - beta) KL(p || m).
+
+    hidden: [N, H]; weight: [V, H]; hidden_q: [N, H']; weight_q: [V, H']. Logits are hidden @ weight.T / temperature.
+    Returns float32 (float64 for float64 input) [N]. Recomputes both sides' logits, a chunk at a time, in the backward
+    pass. Raises ValueError naming the argument. Source: arXiv 2306.13649 (GKD).
+    """
+    check_kind(kind, beta)
+    if len(hidden_q) != len(hidden):
+        raise ValueError(f"hidden_q has {len(hidden_q)} positions but hidden has {len(hidden)}; give the same tokens")
+    if len(weight_q) != len(weight):
+        raise ValueError(
+            f"weight_q has {len(weight_q)} tokens but weight has {len(weight)}; cut both to the shared vocabulary"
+        )
+    teacher = operands(hidden_q.detach(), weight_q.detach())
+    return _VocabularyDivergence.apply(*operands(hidden, weight), *teacher, kind, beta, temperature, chunk)  # type: ignore[no-any-return]
+
+
+class _VocabularyDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, hidden_q, weight_q, kind, beta, temperature, chunk):
+        result = torch.empty(len(hidden), dtype=wide(hidden), device=hidden.device)
+        for part in parts(len(hidden), chunk):
+            log_p = chunk_logits(hidden[part], weight, temperature).log_softmax(-1)
+            log_q = chunk_logits(hidden_q[part], weight_q, temperature).log_softmax(-1)
+            result[part] = _value(log_p, log_q, kind, beta)
+        ctx.save_for_backward(hidden, weight, hidden_q, weight_q)
+        ctx.kind, ctx.beta, ctx.temperature, ctx.chunk = kind, beta, temperature, chunk
+        return result
+
+    @staticmethod
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        hidden, weight, hidden_q, weight_q = ctx.saved_tensors
+        grad = grad[:, None] / ctx.temperature
+
+        def grad_logits(part: slice) -> Tensor:
+            log_p = chunk_logits(hidden[part], weight, ctx.temperature).log_softmax(-1)
+            log_q = chunk_logits(hidden_q[part], weight_q, ctx.temperature).log_softmax(-1)
+            return _slope(log_p, log_q, ctx.kind, ctx.beta).mul_(grad[part])
+
+        return *head_gradients(hidden, weight, ctx.chunk, grad_logits), None, None, None, None, None, None
+
+
+def _value(log_p: Tensor, log_q: Tensor, kind: Kind, beta: float) -> Tensor:
+    """The divergence of each row of a chunk, [C]. As `objectives.divergence`, less its care for absent classes: logits
+    of a head are finite, and each pass over [C, V] costs."""
+    if kind == "reverse_kl":
+        return _kl(log_p, log_q)
+    if kind == "forward_kl":
+        return _kl(log_q, log_p)
+    log_m = _log_mixture(log_p, log_q, beta)
+    return beta * _kl(log_q, log_m) + (1 - beta) * _kl(log_p, log_m)
+
+
+def _slope(log_p: Tensor, log_q: Tensor, kind: Kind, beta: float) -> Tensor:
+    """d divergence / d logits of p, [C, V], in closed form: p - q for the forward KL, else p (g - sum of p g) with
+    g = d divergence / d p up to a constant: log p - log q (reverse KL) or (1 - beta) (log p - log m) (JSD)."""
+    p = log_p.exp()
+    if kind == "forward_kl":
+        return p.sub_(log_q.exp_())
+    gain = log_p - (log_q if kind == "reverse_kl" else _log_mixture(log_p, log_q, beta))
+    if kind == "jsd":
+        gain.mul_(1 - beta)
+    return gain.sub_((p * gain).sum(-1, keepdim=True)).mul_(p)
+
+
+def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    return (log_a - log_b).mul_(log_a.exp()).sum(-1)
+
+
+def _log_mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    return torch.logaddexp(log_q + math.log(beta), log_p + math.log1p(-beta))
