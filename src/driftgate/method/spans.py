@@ -1,14 +1,32 @@
-"""Partitions of the valid response tokens into spans (arXiv 2606.24084, blocks and newline spans).
+"""Partitions of the valid response tokens into spans (arXiv 2606.24084, blocks and newline spans), and controls.
 
 Shapes: N valid response tokens of a batch, sequence after sequence. `rows` int64 [N], non-decreasing, says which
 sequence a token belongs to. A partition is int64 [N]: span ids counted from 0 over the whole batch, so that no span
-crosses from one sequence into the next.
+crosses from one sequence into the next. A partition whose bounds follow the data is in `changepoint`.
 """
 
 import torch
 from torch import Tensor
 
 from . import check
+
+
+def token_spans(rows: Tensor) -> Tensor:
+    """Each token a span of its own: the finest partition, a control.
+
+    rows: int64 [N]. Returns int64 [N], 0 to N - 1. Raises ValueError for a decreasing `rows`. Source: ours.
+    """
+    check.rows_stream(rows)
+    return torch.arange(len(rows), device=rows.device)
+
+
+def sequence_spans(rows: Tensor) -> Tensor:
+    """Each sequence one span: the coarsest partition, a control. Numbers a `rows` with gaps anew, from 0.
+
+    rows: int64 [N]. Returns int64 [N]. Raises ValueError for a decreasing `rows`. Source: ours.
+    """
+    check.rows_stream(rows)
+    return _starts(rows).cumsum(0) - 1
 
 
 def fixed_spans(rows: Tensor, size: int = 64) -> Tensor:
@@ -20,10 +38,7 @@ def fixed_spans(rows: Tensor, size: int = 64) -> Tensor:
     check.rows_stream(rows)
     check.at_least("size", size, 1)
     index = torch.arange(len(rows), device=rows.device)
-    first = torch.ones_like(rows, dtype=torch.bool)
-    first[1:] = rows[1:] != rows[:-1]
-    row_start = torch.where(first, index, 0).cummax(0).values if len(rows) else index
-    opens_block = (index - row_start) % size == 0
+    opens_block = (index - _row_start(rows)) % size == 0
     return opens_block.cumsum(0) - 1
 
 
@@ -56,6 +71,53 @@ def newline_spans(
             lengths += _chunks(len(ends), size)
     span_lengths = torch.tensor(lengths, dtype=torch.int64)
     return torch.repeat_interleave(span_lengths).to(rows.device)
+
+
+def random_spans(rows: Tensor, spans: Tensor, uniforms: Tensor) -> Tensor:
+    """Shuffled boundaries, a control: as many spans in each sequence as `spans` has there, cut at random places.
+
+    The k - 1 cuts of a sequence with k spans are drawn uniformly, without replacement, from the places between its
+    tokens: a cut before each of the k - 1 tokens with the smallest `uniforms` (the earlier of two equal ones). A
+    sequence's spans depend on its own tokens alone.
+
+    rows, spans: int64 [N]; uniforms: float [N] in [0, 1), that of a sequence's first token is not used. Returns
+    int64 [N]. Raises ValueError for lengths that differ, a `spans` that is no partition of `rows`, or a `uniforms`
+    outside of [0, 1). Source: ours.
+    """
+    check.rows_stream(rows)
+    check.same_length(rows=rows, spans=spans, uniforms=uniforms)
+    require_partition(rows, spans)
+    if not ((uniforms >= 0) & (uniforms < 1)).all():
+        raise ValueError("uniforms must lie in [0, 1)")
+    row = sequence_spans(rows)
+    counts = torch.zeros_like(row).index_add(0, row, _starts(spans).long())[row]
+    order = torch.where(_starts(rows), -1, uniforms).sort(stable=True).indices  # a first token opens a span: rank 0
+    order = order[row[order].sort(stable=True).indices]
+    rank = torch.arange(len(rows), device=rows.device) - _row_start(rows)
+    opens = torch.zeros_like(rows).scatter(0, order, (rank < counts).long())
+    return opens.cumsum(0) - 1
+
+
+def require_partition(rows: Tensor, spans: Tensor) -> None:
+    """Require int64 span ids [N] that never decrease and change wherever `rows` [N] does. Raises ValueError."""
+    check.integer_ids("spans", spans)
+    if (spans[1:] < spans[:-1]).any():
+        raise ValueError("spans must not decrease: the tokens of a span stand together")
+    if (_starts(rows) & ~_starts(spans)).any():
+        raise ValueError("spans must not cross from one sequence into the next")
+
+
+def _starts(ids: Tensor) -> Tensor:
+    """bool [N], True at the first token of each run of equal `ids` [N]."""
+    starts = torch.ones_like(ids, dtype=torch.bool)
+    starts[1:] = ids[1:] != ids[:-1]
+    return starts
+
+
+def _row_start(rows: Tensor) -> Tensor:
+    """int64 [N]: where each token's sequence begins in the stream."""
+    index = torch.arange(len(rows), device=rows.device)
+    return torch.where(_starts(rows), index, 0).cummax(0).values if len(rows) else index
 
 
 def _line_lengths(ends: Tensor, min_tokens: int, max_tokens: int) -> list[int]:
