@@ -11,6 +11,12 @@ class Request:
 
     prompt: tuple[int, ...]
     keys: tuple[tuple[int | str, ...], ...]
+    teacher_prompt: tuple[int, ...] | None = None
+    """The prompt as a teacher that takes part is shown it; None for the same ids."""
+
+    @property
+    def for_teacher(self) -> tuple[int, ...]:
+        return self.prompt if self.teacher_prompt is None else self.teacher_prompt
 
 
 @dataclass(frozen=True)
@@ -20,9 +26,14 @@ class Response:
     ids: tuple[int, ...]
     """Token ids, the stop token included where one was drawn."""
     logprobs: tuple[float, ...]
-    """The engine's own log-probability of each id, in nats, at the sampling temperature, over the whole vocabulary."""
+    """The engine's own log-probability of each id, in nats, at the sampling temperature, over the whole vocabulary.
+
+    The student's, whatever mixture the id was drawn from; the teacher's for the first `prefix` ids.
+    """
     finished: bool
     """False for a response that was cut at the limit (truncated)."""
+    prefix: int = 0
+    """Leading ids that the student did not write."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +44,12 @@ class Sampling:
     temperature: float
     top_p: float
     stop_ids: tuple[int, ...]
+    budget: float | None = None
+    """KL(sampler || student) in nats that each token may spend on the guide, see `blend`; None or 0 for none."""
 
 
 class Engine(Protocol):
-    """Anything that samples from the student's current weights."""
+    """Anything that samples from a model's current weights."""
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, advance: Callable[[int], None] | None = None

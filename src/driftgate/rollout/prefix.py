@@ -1,0 +1,56 @@
+"""Responses that the teacher begins and the student goes on with."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from .engine import Engine, Request, Response, Sampling
+
+
+def generate_with_prefix(
+    student: Engine,
+    teacher: Engine,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    tokens: int,
+    advance: Callable[[int], None] | None = None,
+) -> list[list[Response]]:
+    """The teacher writes the first `tokens` tokens of each response, the student the rest, up to the limit in all.
+
+    The teacher draws plainly (no budget), at key + ("prefix",), the student at the key itself, so that neither's draws
+    depend on how many the other made. Where the teacher stops, the response is finished and all prefix. Returns
+    responses as `Engine.generate` does; `Response.prefix` tells whose tokens (and log-probabilities) are whose.
+    """
+    if tokens <= 0:
+        return student.generate(requests, sampling, advance)
+    length = min(tokens, sampling.max_new_tokens)
+    begun = _begin(teacher, requests, replace(sampling, max_new_tokens=length, budget=None))
+    left = sampling.max_new_tokens - length
+    pending = [
+        _continued(request, key, start.ids)
+        for request, starts in zip(requests, begun)
+        for key, start in zip(request.keys, starts)
+        if left and not start.finished
+    ]
+    if advance is not None:
+        advance(sum(len(starts) for starts in begun) - len(pending))
+    rest = iter(student.generate(pending, replace(sampling, max_new_tokens=left), advance) if pending else [])
+    return [[_joined(s, None if s.finished or not left else next(rest)[0]) for s in starts] for starts in begun]
+
+
+def _begin(teacher: Engine, requests: Sequence[Request], sampling: Sampling) -> list[list[Response]]:
+    """The teacher's prefixes, from its own prompts."""
+    apart = [Request(r.for_teacher, tuple((*key, "prefix") for key in r.keys)) for r in requests]
+    return teacher.generate(apart, sampling)
+
+
+def _continued(request: Request, key: tuple[int | str, ...], ids: tuple[int, ...]) -> Request:
+    """What is asked of the student: prompt + prefix, and one response."""
+    shown = None if request.teacher_prompt is None else request.teacher_prompt + ids
+    return Request(request.prompt + ids, (key,), shown)
+
+
+def _joined(start: Response, rest: Response | None) -> Response:
+    """One response of both parts; `rest` is None where the teacher's is all there is."""
+    if rest is None:
+        return replace(start, prefix=len(start.ids))
+    return Response(start.ids + rest.ids, start.logprobs + rest.logprobs, rest.finished, len(start.ids))
