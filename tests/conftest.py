@@ -4,10 +4,15 @@ import json
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from driftgate.recipe import check_config
 from driftgate.sandbox.tokenizer import build_tokenizer
+from driftgate.train import loop, setup
+from driftgate.train.learner import Portion
+from driftgate.train.stop import StopSignal
+from driftgate.train.tracking import Display, Metrics
 
 torch.set_num_threads(1)
 
@@ -36,6 +41,24 @@ def make_model(folder, seed, hidden=32, layers=2, tied=False, std=0.3, **changes
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def collected(config, out):
+    """Parts and the first rollout batch of a run, by stream."""
+    parts = setup.set_up(config, out)
+    out.mkdir(exist_ok=True)
+    metrics = Metrics(out / "metrics.jsonl", parts.position)
+    display = Display(Console(quiet=True), config.steps, 0)
+    return parts, loop.collect(config, parts, parts.position, metrics, out, display, StopSignal())
+
+
+def portions_of(config, parts, streams, sequences):
+    """What an optimiser batch of these student sequences takes of each stream: of the others everything."""
+    chosen = {name: range(len(batch.responses)) for name, batch in streams.items()} | {"student": sequences}
+    return {
+        name: Portion(batch, chosen[name], *loop.spans_of(config, parts, name, batch))
+        for name, batch in streams.items()
+    }
 
 
 @pytest.fixture(scope="session")

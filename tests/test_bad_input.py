@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from driftgate import cli
-from driftgate.train.learner import Learner
+from driftgate.train import learner
 
 
 @pytest.fixture
@@ -79,6 +79,7 @@ def test_unknown_setting_names_the_nearest(command):
         ("steps.many=3", "steps is a value"),
         ("gate={min_tokens: 9, max_tokens: 3}", "raise max_tokens"),
         ("objective.kind=ppo", "objective"),
+        ("diagnostics.k=1", "diagnostics.k = 1: input should be greater than or equal to 2"),
         ("prompts.system=hello", "set prompts.chat=true"),
         ("optimizer.betas=[0.9, 1.0]", "optimizer.betas.1"),
         ("student.compute=float64", "student.compute"),
@@ -90,6 +91,177 @@ def test_a_bad_value_is_named_with_its_mend(command, override, expected):
     assert code == 2
     assert expected in said
     assert len(said.strip().splitlines()) == 1
+
+
+def reference_term(**settings):
+    return {"sft": {"stream": "reference", "objective": {"kind": "nll"}} | settings}
+
+
+ON_TOP_K = {"kind": "divergence", "support": "teacher"}
+ONE_UPDATE = {"passes": 1, "minibatch": None}
+UNKNOWN = "no such signal; did you mean drift?"
+ONE_SIDE = "give either above or below"
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting", "mend"),
+    [
+        ({"objective": ON_TOP_K | {"mass": "raw"}}, "objective: reverse_kl on raw mass", "set mass=renormalised or"),
+        (
+            {"terms": {"x": {"objective": ON_TOP_K | {"mass": "raw"}}}},
+            "terms.x.objective: reverse_kl on raw mass",
+            "or allow_raw_reverse_kl=true",
+        ),
+        (
+            {"objective": ON_TOP_K | {"mass": "raw", "divergence": "jsd"}},
+            "objective: jsd on raw mass",
+            "set mass=tail or renormalised",
+        ),
+        ({"objective": ON_TOP_K | {"k": 1}}, "objective: k = 1 with mass = renormalised", "set k=2 or more"),
+        ({"weights": {"w": {"signal": "drifft"}}}, "weights.w.signal = 'drifft'", UNKNOWN),
+        ({"weights": {"w": {"signal": {"signal": "drifft", "above": 1}}}}, "weights.w.signal.signal", UNKNOWN),
+        (
+            {"weights": {"w": {"signal": "gap", "where": {"signal": "drifft", "above": 1}}}},
+            "weights.w.where.signal = 'drifft'",
+            UNKNOWN,
+        ),
+        (
+            {"weights": {"w": {"signal": "gap", "map": {"kind": "threshold", "above": 1, "below": 2}}}},
+            "weights.w.map",
+            ONE_SIDE,
+        ),
+        ({"weights": {"w": {"signal": "gap", "map": "threshold"}}}, "weights.w.map", ONE_SIDE),
+        ({"weights": {"w": {"signal": {"signal": "gap", "above": 1, "below": 2}}}}, "weights.w.signal", ONE_SIDE),
+        ({"weights": {"w": {"signal": "gap", "where": {"signal": "gap"}}}}, "weights.w.where", ONE_SIDE),
+        (
+            {"weights": {"w": {"signal": "gap", "reduce": "share"}}},
+            "weights.w: reduce = share with partition token",
+            "share goes with prefix alone",
+        ),
+        (
+            {"weights": {"w": {"signal": "gap", "partition": "prefix", "reduce": "max"}}},
+            "weights.w: reduce = max with partition prefix",
+            "reduced by sum, mean or share",
+        ),
+        (
+            {"weights": {"w": {"signal": "gap", "map": {"kind": "sigmoid", "width": 0}}}},
+            "weights.w.map.width = 0",
+            "give a width above 0, or below 0",
+        ),
+        ({"weights": {"w": {"signal": "age"}}}, "weights.w: signal = age", "set normalise=none"),
+        (
+            {"weights": {"w": {"signal": {"signal": "age", "above": 1}, "normalise": "sequence"}}},
+            "weights.w: signal = age",
+            "set normalise=none",
+        ),
+        (ONE_UPDATE, "gate.spans = block with passes = 1", "set passes=2, a smaller minibatch, or gate.spans=none"),
+        (
+            ONE_UPDATE | {"gate": {"spans": "none"}, "weights": {"w": {"signal": "drift"}}},
+            "weights.w with passes = 1",
+            "set passes=2 or a smaller minibatch, or take the weight out",
+        ),
+        (
+            ONE_UPDATE | {"gate": {"spans": "none"}, "weights": {"w": {"signal": "gap", "partition": "changepoint"}}},
+            "weights.w with passes = 1",
+            "set passes=2 or a smaller minibatch",
+        ),
+        (
+            ONE_UPDATE
+            | {
+                "gate": {"spans": "none"},
+                "terms": {"x": {"objective": {"kind": "nll"}, "weights": {"w": {"signal": "ratio"}}}},
+            },
+            "terms.x.weights.w with passes = 1",
+            "set passes=2 or a smaller minibatch",
+        ),
+        (
+            {"terms": reference_term(objective={"kind": "sampled_token"})},
+            "terms.sft: objective.kind = sampled_token on stream = reference",
+            "use divergence or nll",
+        ),
+        (
+            {"terms": reference_term(objective={"kind": "candidates"})},
+            "terms.sft: objective.kind = candidates on stream = reference",
+            "use divergence or nll",
+        ),
+        (
+            {"terms": reference_term(weights={"w": {"signal": "drift"}})},
+            "terms.sft: weights.w on stream = reference",
+            "take the factor out or set stream=student",
+        ),
+        (
+            {"terms": reference_term(weights={"w": {"signal": "correct"}}, stream="teacher")},
+            "terms.sft: weights.w on stream = teacher",
+            "take the factor out or set stream=student",
+        ),
+        ({"terms": {"main": {"objective": {"kind": "nll"}}}}, "terms.main", "give the other term another name"),
+        ({"weights": {"gate": {"signal": "gap"}}}, "weights.gate", "give the other another name"),
+        (
+            {"rollout": {"max_new_tokens": 40, "teacher_prefix": 40}},
+            "rollout.teacher_prefix = 40 leaves the student nothing of max_new_tokens = 40",
+            "lower it",
+        ),
+        (
+            {"rollout": {"max_new_tokens": 40, "teacher_prefix": 4, "kl_budget": 0.1}},
+            "rollout.teacher_prefix and rollout.kl_budget",
+            "set one to 0",
+        ),
+        (
+            {"weights": {"w": {"signal": "gap", "control": "shuffle_boundaries"}}},
+            "weights.w: control = shuffle_boundaries on partition token",
+            "use block, newline or changepoint",
+        ),
+        (
+            {"gate": {"spans": "token", "control": "shuffle_boundaries"}},
+            "gate: control = shuffle_boundaries with spans = token",
+            "use block, newline or changepoint",
+        ),
+    ],
+)
+def test_a_loss_that_makes_no_sense_is_refused_before_anything_is_loaded(
+    command, tmp_path, monkeypatch, changes, setting, mend
+):
+    monkeypatch.setattr("driftgate.train.run.run", None)
+    code, said = command(**changes)
+    assert code == 2
+    assert setting in said
+    assert mend in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_weight_that_needs_no_reuse_is_not_refused_for_want_of_it(command):
+    weight = {"signal": "gap", "map": "exp", "where": {"signal": "current_gap", "below": 0}}
+    changes = ONE_UPDATE | {"gate": {"spans": "none"}, "weights": {"w": weight}}
+    assert command("steps=1", **changes) == (0, "")
+
+
+NEEDS_VERDICTS = {"weights": {"w": {"signal": "correct", "normalise": "none"}}}
+NEEDS_SOLUTIONS = {"terms": reference_term()}
+SAMPLED = {"samples": 3, "max_new_tokens": 40}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "why"),
+    [
+        (NEEDS_VERDICTS, "answer", "a weight reads the verifier's verdict"),
+        (NEEDS_SOLUTIONS, "solution", "reference solutions are learned from"),
+        ({"rollout": SAMPLED | {"on_policy": 0.5}}, "solution", "rollout.on_policy"),
+    ],
+    ids=["verifier", "reference", "on_policy"],
+)
+def test_problems_that_lack_what_the_loss_reads(command, tmp_path, changes, field, why):
+    whole = problem(id="a", answer="7", solution="7")
+    without = json.dumps({key: value for key, value in json.loads(whole).items() if key != field} | {"id": "b"})
+    code, said = command("steps=1", prompts=write_prompts(tmp_path / "p.jsonl", whole, without), **changes)
+    assert code == 2
+    assert "prompts.path = " in said
+    assert why in said
+    assert f"problem 'b' has no {field} (1 of 2 lack it)" in said
+    assert "add it, rename with prompts.columns, or take that setting out" in said
+    assert not (tmp_path / "run").exists()
+    prompts = write_prompts(tmp_path / "p.jsonl", whole)
+    assert command("steps=1", "rollout.allow_truncated=true", prompts=prompts, **changes) == (0, "")
 
 
 def test_several_bad_values_are_told_at_once(command):
@@ -223,6 +395,25 @@ def test_a_support_wider_than_the_vocabulary(command):
     assert "lower objective.k" in said
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"diagnostics": {"k": 100}},
+        {"diagnostics": {"k": 100, "every": 0}, "weights": {"w": {"signal": "overlap"}}},
+        {
+            "diagnostics": {"k": 100, "every": 0},
+            "terms": reference_term(stream="teacher", weights={"w": {"signal": "teacher_margin"}}),
+        },
+    ],
+    ids=["measured", "weight", "weight-on-another-stream"],
+)
+def test_more_diagnosed_tokens_than_the_vocabulary_has(command, tmp_path, changes):
+    code, said = command(**changes)
+    assert code == 2
+    assert "diagnostics.k = 100: the vocabulary has 48 tokens; lower diagnostics.k" in said
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(command):
     code, said = command("device=cuda")
@@ -269,21 +460,21 @@ def test_every_response_empty(command, tmp_path):
 
 def test_everything_dropped(command, tmp_path):
     folder = certain_model(tmp_path / "mute", token=1)
-    code, said = command("objective.drop_tokens=[1]", student={"path": folder})
+    code, said = command("drop_tokens=[1]", student={"path": folder})
     assert code == 1
     assert "drop fewer tokens" in said
 
 
 def test_nan_stops_the_run_and_keeps_the_last_checkpoint(command, tmp_path, monkeypatch):
-    original, seen = Learner._losses, []
+    original, seen = learner.token_losses, []
 
-    def poisoned(self, *args):
-        losses, logp = original(self, *args)
+    def poisoned(*args):
+        losses = original(*args)
         seen.append(1)
-        return (losses * float("nan") if len(seen) == 11 else losses), logp
+        return losses * float("nan") if len(seen) == 11 else losses
 
     with monkeypatch.context() as patched:
-        patched.setattr(Learner, "_losses", poisoned)
+        patched.setattr(learner, "token_losses", poisoned)
         code, said = command()
     assert code == 1
     assert "the loss is nan at step 3, update 3, pass 2, minibatch 1" in said
@@ -297,7 +488,7 @@ def test_a_full_gpu_names_what_to_lower(command, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nMore.")
 
-    monkeypatch.setattr(Learner, "update", full)
+    monkeypatch.setattr(learner.Learner, "update", full)
     code, said = command()
     assert code == 1
     assert "lower microbatch_tokens (now 16384)" in said

@@ -2,11 +2,11 @@
 
 import copy
 import dataclasses
+import json
 
 import pytest
 import torch
-from conftest import make_model
-from rich.console import Console
+from conftest import collected, make_model, portions_of
 from twins import (
     slow_fixed_spans,
     slow_gate,
@@ -15,13 +15,11 @@ from twins import (
     slow_topk_reverse_kl,
 )
 
-from driftgate.data.experience import FLAT
 from driftgate.errors import RunError
 from driftgate.recipe import check_config
 from driftgate.train import loop, setup
-from driftgate.train.learner import Sums, gate_sums, make_spans
-from driftgate.train.stop import StopSignal
-from driftgate.train.tracking import Display, Metrics
+from driftgate.train.sums import Sums, weight_sums
+from driftgate.train.weighing import Moment, Weighed
 
 LSM, SAMPLED = {"kind": "lsm", "k": 6}, {"kind": "sampled_token"}
 GATES = [
@@ -41,13 +39,9 @@ def double(settings, **changes):
     return check_config(values)
 
 
-def collected(config, out):
-    """Parts and the first rollout batch of a run."""
-    parts = setup.set_up(config, out)
-    out.mkdir(exist_ok=True)
-    metrics = Metrics(out / "metrics.jsonl", parts.position)
-    display = Display(Console(quiet=True), config.steps, 0)
-    return parts, loop.collect(config, parts, 0, metrics, out, display, StopSignal())
+def update(config, parts, streams, sequences, number=0):
+    """The update of that number, counted from 0, of the first step: its metrics."""
+    return parts.learner.update(portions_of(config, parts, streams, sequences), Moment(config.seed, 0, number))
 
 
 def slow_gradient(config, parts, batch, sequences):
@@ -63,16 +57,17 @@ def slow_gradient(config, parts, batch, sequences):
     logp, student, rows = torch.cat(logp), torch.cat(student), torch.tensor(rows)
     chosen = torch.cat([(batch.rows == row).nonzero().flatten() for row in sequences])
     if config.objective.kind == "lsm":
-        support = student.gather(1, batch.support_ids[chosen].long())
-        losses = slow_topk_reverse_kl(support, batch.support_logits[chosen])
+        support = student.gather(1, batch.scores["teacher_top_ids"][chosen].long())
+        losses = slow_topk_reverse_kl(support, batch.scores["teacher_top_logp"][chosen])
     else:
-        streams = batch.behaviour_logp[chosen], batch.teacher_logp[chosen]
+        streams = batch.scores["behaviour_logp"][chosen], batch.scores["teacher_logp"][chosen]
         losses = slow_sampled_token_loss(logp, *streams, "frozen", 0.2, 3.0)
     gate = torch.ones(len(rows), dtype=torch.float64)
     if config.gate.spans != "none":
         order = torch.tensor([sequences.index(int(row)) for row in rows])
         spans = slow_spans(config, parts, order, batch.ids[chosen])
-        gate = slow_gate(logp.detach(), batch.behaviour_logp[chosen], spans, config.gate.tau, config.gate.statistic)
+        behaviour = batch.scores["behaviour_logp"][chosen]
+        gate = slow_gate(logp.detach(), behaviour, spans, config.gate.tau, config.gate.statistic)
     if config.gate.scope == "sequence":
         for row in sequences:
             gate[rows == row] /= gate[rows == row].mean()
@@ -93,13 +88,12 @@ def slow_spans(config, parts, rows, ids):
 @pytest.mark.parametrize("gate", GATES, ids=["none", "block", "newline", "sequence-scope", "rms"])
 def test_an_update_has_the_gradient_of_the_equations(settings, tmp_path, objective, gate):
     config = double(settings, objective=objective, gate=gate, microbatch_tokens=60)
-    parts, batch = collected(config, tmp_path)
-    spans = make_spans(config, batch, parts.newline_ids)
-    minibatches = list(loop.schedule(config, 0, len(batch.responses)))
-    parts.learner.update(batch, spans, minibatches[0][2])  # so that the student has drifted
+    parts, streams = collected(config, tmp_path)
+    minibatches = list(loop.schedule(config, 0))
+    update(config, parts, streams, minibatches[0][2])  # so that the student has drifted
     sequences = minibatches[1][2]
-    loss, expected = slow_gradient(config, parts, batch, sequences)
-    metrics = parts.learner.update(batch, spans, sequences)
+    loss, expected = slow_gradient(config, parts, streams["student"], sequences)
+    metrics = update(config, parts, streams, sequences, number=1)
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-9)
     if gate["spans"] != "none":
         assert metrics["gate_min"] < 0.99
@@ -115,9 +109,9 @@ def test_the_split_into_micro_batches_changes_nothing(settings, tmp_path, object
     results = []
     for tokens in (1, 90, 100_000):
         config = double(settings, objective=objective, gate=gate, microbatch_tokens=tokens)
-        parts, batch = collected(config, tmp_path / str(tokens))
-        spans = make_spans(config, batch, parts.newline_ids)
-        metrics = [parts.learner.update(batch, spans, part) for _, _, part in loop.schedule(config, 0, 12)]
+        parts, streams = collected(config, tmp_path / str(tokens))
+        schedule = enumerate(loop.schedule(config, 0))
+        metrics = [update(config, parts, streams, part, number) for number, (_, _, part) in schedule]
         results.append((metrics, [p.detach().clone() for p in parts.policy.parameters()]))
     for metrics, weights in results[1:]:
         for one, other in zip(metrics, results[0][0]):
@@ -128,9 +122,8 @@ def test_the_split_into_micro_batches_changes_nothing(settings, tmp_path, object
 
 def test_the_first_update_after_a_rollout_is_ungated_to_the_bit(settings, tmp_path):
     config = check_config(settings)  # in float32: equal bits, not equal digits
-    parts, batch = collected(config, tmp_path)
-    spans = make_spans(config, batch, parts.newline_ids)
-    metrics = parts.learner.update(batch, spans, next(loop.schedule(config, 0, 12))[2])
+    parts, streams = collected(config, tmp_path)
+    metrics = update(config, parts, streams, next(loop.schedule(config, 0))[2])
     assert (metrics["gate_mean"], metrics["gate_min"], metrics["gate_std"]) == (1.0, 1.0, 0.0)
     assert metrics["drift_abs"] == 0.0
     assert metrics["loss"] == metrics["loss_ungated"]
@@ -139,27 +132,28 @@ def test_the_first_update_after_a_rollout_is_ungated_to_the_bit(settings, tmp_pa
 def test_with_one_pass_and_one_minibatch_the_gate_is_a_no_op(settings, tmp_path):
     weights = []
     for spans in ("none", "block"):
-        values = settings | {"passes": 1, "minibatch": None, "gate": {"spans": spans, "tau": 50.0}}
+        # a gate with passes=1 and one minibatch is refused; the first pass of two is the same one update
+        values = settings | {"passes": 2, "minibatch": None, "gate": {"spans": spans, "tau": 50.0}}
         config = check_config(values)
-        parts, batch = collected(config, tmp_path / spans)
-        parts.learner.update(batch, make_spans(config, batch, parts.newline_ids), list(range(12)))
+        parts, streams = collected(config, tmp_path / spans)
+        update(config, parts, streams, list(range(12)))
         weights.append([p.detach().clone() for p in parts.policy.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*weights))
 
 
 def test_an_ungated_lsm_run_that_logs_no_drift_scores_no_behaviour(settings, tmp_path):
     config = check_config(settings | {"gate": {"spans": "none"}, "log_drift": False})
-    parts, batch = collected(config, tmp_path)
-    assert batch.behaviour_logp is None
-    metrics = parts.learner.update(batch, make_spans(config, batch, parts.newline_ids), [0, 1, 2])
+    parts, streams = collected(config, tmp_path)
+    assert "behaviour_logp" not in streams["student"].scores
+    metrics = update(config, parts, streams, [0, 1, 2])
     assert "drift_abs" not in metrics
     assert metrics["gate_mean"] == 1.0
 
 
 def test_dropped_tokens_leave_the_loss_and_its_denominator(settings, tmp_path):
     eos, newline = 1, 4
-    config = check_config(settings | {"objective": LSM | {"drop_tokens": [eos, newline]}})
-    parts, batch = collected(config, tmp_path)
+    config = check_config(settings | {"drop_tokens": [eos, newline]})
+    batch = collected(config, tmp_path)[1]["student"]
     assert not torch.isin(batch.ids, torch.tensor([eos, newline])).any()
     kept = sum(int((~torch.isin(r, torch.tensor([eos, newline]))).sum()) for r in batch.responses)
     assert len(batch.ids) == kept < sum(len(r) for r in batch.responses)
@@ -167,57 +161,57 @@ def test_dropped_tokens_leave_the_loss_and_its_denominator(settings, tmp_path):
 
 @pytest.mark.parametrize("minibatch", [1, None])
 def test_a_response_whose_every_token_is_dropped_is_passed_over(settings, tmp_path, minibatch):
-    changes = {"objective": LSM | {"drop_tokens": [1]}, "microbatch_tokens": 1, "minibatch": minibatch}
+    changes = {"objective": LSM, "drop_tokens": [1], "microbatch_tokens": 1, "minibatch": minibatch}
     config = check_config(settings | changes)
-    parts, batch = collected(config, tmp_path)
+    parts, streams = collected(config, tmp_path)
+    batch = streams["student"]
     batch.keep[3] = torch.zeros_like(batch.keep[3])
-    batch = dataclasses.replace(batch.with_scores(**dict.fromkeys(FLAT[1:])), engine_logp=batch.engine_logp)
-    batch = parts.teacher.score(batch, config.objective)
-    batch = batch.with_scores(behaviour_logp=loop.behaviour_logprobs(config, parts, batch, 0))
-    spans = make_spans(config, batch, parts.newline_ids)
+    batch = dataclasses.replace(batch, scores={})
+    batch = loop.behaviour_scores(config, parts, "student", batch, 0)
+    assert (batch.scores["behaviour_logp"] < 0).all()
+    streams = {"student": loop.target_scores(config, parts, "student", batch, 0)}
     before = [p.detach().clone() for p in parts.policy.parameters()]
-    metrics = parts.learner.update(batch, spans, [3])
+    metrics = update(config, parts, streams, [3])
     assert metrics["tokens"] == 0
     assert all(torch.equal(one, other) for one, other in zip(before, parts.policy.parameters()))
-    assert parts.learner.update(batch, spans, [2, 3, 4])["tokens"] > 0
+    assert update(config, parts, streams, [2, 3, 4])["tokens"] > 0
 
 
 def test_the_logged_learning_rate_is_the_one_used(settings, tmp_path):
     config = check_config(settings | {"optimizer": {"lr": 1.0, "warmup": 3}})
-    parts, batch = collected(config, tmp_path)
-    spans = make_spans(config, batch, parts.newline_ids)
-    assert parts.learner.update(batch, spans, [0, 1])["lr"] == pytest.approx(0.25)
-    assert parts.learner.update(batch, spans, [0, 1])["lr"] == pytest.approx(0.5)
+    parts, streams = collected(config, tmp_path)
+    assert update(config, parts, streams, [0, 1])["lr"] == pytest.approx(0.25)
+    assert update(config, parts, streams, [0, 1], number=1)["lr"] == pytest.approx(0.5)
 
 
-def test_the_spread_of_gates_near_one_is_not_lost_to_rounding():
+def test_the_spread_of_gates_near_one_is_not_lost_to_rounding(config):
     gate = 1 - 3e-5 * torch.rand(100_000, generator=torch.Generator().manual_seed(0))
     sums = Sums()
-    zeros = {"loss": torch.tensor(0.0), "weight": torch.tensor(1.0), "ungated": torch.tensor(0.0)}
-    sums.add({name: value.double() for name, value in (zeros | gate_sums(gate)).items()}, gate.min())
-    assert sums.metrics()["gate_std"] == pytest.approx(gate.double().std(correction=0).item(), rel=1e-6)
+    sums.add({"loss": torch.tensor(0.0), "ungated": torch.tensor(0.0), **weight_sums(Weighed(gate, gate))})
+    metrics = sums.metrics(config.all_terms["main"].unweighted, "the main term")
+    assert metrics["gate_std"] == pytest.approx(gate.double().std(correction=0).item(), rel=1e-6)
 
 
 def test_gates_that_vanish_in_one_sequence_are_told(settings, tmp_path):
     config = check_config(settings | {"gate": {"spans": "block", "size": 8, "tau": 1e9, "scope": "sequence"}})
-    parts, batch = collected(config, tmp_path)
-    spans = make_spans(config, batch, parts.newline_ids)
-    parts.learner.update(batch, spans, [0, 1, 2])
+    parts, streams = collected(config, tmp_path)
+    update(config, parts, streams, [0, 1, 2])
     with pytest.raises(RunError, match="lower it"):
-        parts.learner.update(batch, spans, [0, 1, 2])
+        update(config, parts, streams, [0, 1, 2], number=1)
 
 
 def test_a_teacher_whose_head_is_padded_wider_scores_shared_ids_only(settings, tmp_path):
     wide = make_model(tmp_path / "wide", 2, hidden=48, vocab_size=64)
     config = check_config(settings | {"teacher": {"path": wide}, "objective": {"kind": "lsm", "k": 40}})
-    parts, batch = collected(config, tmp_path / "run")
+    parts, streams = collected(config, tmp_path / "run")
     assert parts.policy.head.shape[0] == 48
-    assert batch.support_ids.max() < 48
+    assert streams["student"].scores["teacher_top_ids"].max() < 48
 
 
 def test_eos_is_learned_whatever_the_pad_token_is(settings, tmp_path):
     config = check_config(settings | {"rollout": {"samples": 8, "max_new_tokens": 60}})
-    parts, batch = collected(config, tmp_path)
+    parts, streams = collected(config, tmp_path)
+    batch = streams["student"]
     assert batch.finished.any()
     assert batch.ids.eq(1).sum() == batch.finished.sum()
     parts.policy.model.config.pad_token_id = parts.tokenizer.pad_token_id = 1  # pad == EOS
@@ -231,8 +225,8 @@ def test_gradient_checkpointing_changes_nothing(settings, tmp_path):
         values = copy.deepcopy(settings)
         values["student"]["gradient_checkpointing"] = on
         config = check_config(values)
-        parts, batch = collected(config, tmp_path / str(on))
-        parts.learner.update(batch, make_spans(config, batch, parts.newline_ids), list(range(12)))
+        parts, streams = collected(config, tmp_path / str(on))
+        update(config, parts, streams, list(range(12)))
         weights.append([p.detach().clone() for p in parts.policy.parameters()])
     for one, other in zip(*weights):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
@@ -242,8 +236,8 @@ def test_bfloat16_products_train_float32_weights(settings, tmp_path):
     values = copy.deepcopy(settings)
     values["student"]["compute"] = "bfloat16"
     config = check_config(values)
-    parts, batch = collected(config, tmp_path)
-    metrics = parts.learner.update(batch, make_spans(config, batch, parts.newline_ids), list(range(12)))
+    parts, streams = collected(config, tmp_path)
+    metrics = update(config, parts, streams, list(range(12)))
     assert {p.dtype for p in parts.policy.parameters()} == {torch.float32}
     assert metrics["gate_min"] == 1.0
     assert metrics["grad_norm"] > 0
@@ -258,3 +252,41 @@ def test_the_learning_rate_warms_up_and_follows_its_schedule(settings, tmp_path,
     assert factors[14] == pytest.approx(expected)
     assert factors[23] == pytest.approx(1.0 if name == "constant" else factors[23])
     assert min(factors) >= 0
+
+
+def test_the_tokens_of_a_micro_batch_stand_in_sequence_order(settings, tmp_path):
+    config = check_config(settings)
+    parts, streams = collected(config, tmp_path)
+    batch = streams["student"]
+    assert len({len(p) + len(r) for p, r in zip(batch.prompts, batch.responses)}) > 1
+    for micro in batch.micro_batches(range(12), 10**6, parts.policy.device):
+        assert (micro.tokens.diff() > 0).all()  # what weights over a prefix or a change point rely on
+
+
+def test_terms_on_streams_of_other_lengths_are_weighed_side_by_side(settings, prompt_file, tmp_path):
+    rows = [json.loads(line) | {"solution": "1+" * 19} for line in prompt_file.read_text().splitlines()]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    term = {"stream": "reference", "objective": {"kind": "nll"}, "weights": {"w": {"signal": "teacher_entropy"}}}
+    prompts = {"path": str(tmp_path / "p.jsonl"), "per_step": 4}
+    changes = {"terms": {"sft": term}, "rollout": {"samples": 1, "max_new_tokens": 40}, "minibatch": None}
+    config = check_config(settings | changes | {"prompts": prompts})
+    parts, streams = collected(config, tmp_path / "run")
+    assert len(streams["reference"].ids) > len(streams["student"].ids)
+    for number in range(2):
+        metrics = update(config, parts, streams, list(range(4)), number)
+        assert metrics["sft.tokens"] == len(streams["reference"].ids)
+
+
+def test_a_live_weight_needs_no_score_of_the_behaviour(settings, tmp_path):
+    weight = {"signal": "teacher_ratio", "map": {"kind": "keep_top", "share": 0.5}}
+    config = check_config(settings | {"gate": {"spans": "none"}, "log_drift": False, "weights": {"w": weight}})
+    parts, streams = collected(config, tmp_path)
+    assert "behaviour_logp" not in streams["student"].scores
+    assert update(config, parts, streams, list(range(12)))["gate_mean"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_negative_weight_is_told(settings, tmp_path):
+    config = check_config(settings | {"weights": {"by_gap": {"signal": "gap"}}})
+    parts, streams = collected(config, tmp_path)
+    with pytest.raises(RunError, match=r"term main.*affine clips at 0"):
+        parts.learner.update(portions_of(config, parts, streams, [0, 1, 2]), Moment(0, 0))

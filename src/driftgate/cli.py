@@ -27,13 +27,17 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe (see `driftgate recipes`) or a .yaml file.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings to change: gate.tau=10 steps=50 ...")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; one that exists is resumed.")] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(help="Models, prompts and sizes of qwen3/... where the recipe is on the embedded pair."),
+    ] = None,
 ) -> None:
     """Train by a recipe; goes on from the last checkpoint where the run folder has one."""
     from .recipe import load_recipe
     from .train.run import run
 
     run(
-        load_recipe(recipe, overrides),
+        load_recipe(recipe, overrides, family),
         out or Path("runs") / (Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe),
         console,
     )
@@ -80,11 +84,15 @@ def demo(
 
 @app.command()
 def recipes() -> None:
-    """List the shipped recipes."""
+    """List the shipped recipes: name, source, evidence (P paper, C public code, N readers' notes), one line."""
+    from rich.table import Table
+
     from .recipe import shipped_recipes
 
-    for name, line in shipped_recipes().items():
-        console.print(f"[bold]{name:32}[/bold] {line}", highlight=False)
+    table = Table("recipe", "source", "evidence", "", box=None, pad_edge=False)
+    for name, about in shipped_recipes().items():
+        table.add_row(f"[bold]{name}[/bold]", about.source, about.evidence, about.what)
+    console.print(table, highlight=False)
 
 
 def main() -> None:

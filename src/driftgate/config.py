@@ -1,27 +1,19 @@
-"""Every setting of a training run: its name, type, default and meaning; one source for recipes, overrides and docs."""
+"""Every setting of a training run: its name, type, default and meaning; one source for recipes, overrides and docs.
 
-import re
-from typing import Annotated, Any, Literal
+The settings of the loss are in `loss_config.py`.
+"""
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+import runpy
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from .loss_config import Factor, GateSettings, Objective, TermSettings
+from .settings import NonNegativeFloat, Settings, Share
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-
-
-class Settings(BaseModel):
-    """Frozen, strict about names; the docstring under a field is its documentation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -49,7 +41,7 @@ class PromptSettings(Settings):
     path: str
     """A JSONL file with `problem` (and optionally `id`, `answer`, `solution`) on each line; `sandbox` for the embedded
     tasks; `hub:NAME[/CONFIG][@SPLIT]` for a data set on the Hugging Face hub (extra `datasets`)."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default={})
     """Renames columns, ours to theirs: {problem: question}."""
     template: str = "{problem}"
     """What the student is shown, with {problem} filled in."""
@@ -61,6 +53,31 @@ class PromptSettings(Settings):
     """Prompts of one rollout batch."""
     max_tokens: PositiveInt = 2048
     """Longest allowed prompt, in tokens; a longer one stops the run before it starts."""
+
+
+class Horizon(Settings):
+    """How long responses may grow: a limit below `rollout.max_new_tokens`, which stays the upper bound."""
+
+    kind: Literal["growing", "share", "controller"]
+    """`growing`: start + increment * floor(step / every), steps from 0. `share`: rho * max_new_tokens. `controller`:
+    up by `change` when at least `least_share` of the responses come within `near` tokens of the limit, down by it
+    after `patience` steps without."""
+    start: PositiveInt = 256
+    """First limit (`growing`, `controller`), in tokens."""
+    increment: PositiveInt = 256
+    """`growing`: tokens added at a time."""
+    every: PositiveInt = 10
+    """`growing`: steps between additions."""
+    rho: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """`share`: of `max_new_tokens`."""
+    near: PositiveInt = 100
+    """`controller`: tokens from the limit that count as near."""
+    least_share: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """`controller`: share of near responses that raises the limit."""
+    change: PositiveInt = 100
+    """`controller`: tokens by which the limit moves."""
+    patience: PositiveInt = 3
+    """`controller`: steps with too few near responses before the limit falls."""
 
 
 class RolloutSettings(Settings):
@@ -77,60 +94,21 @@ class RolloutSettings(Settings):
     stop_ids: tuple[int, ...] | None = None
     """Token ids that end a response; null takes them from the student's generation config and tokenizer."""
     allow_truncated: bool = False
-    """Go on even when every response of a step was cut at `max_new_tokens` (so that none shows how to stop)."""
-
-
-class SampledTokenObjective(Settings):
-    kind: Literal["sampled_token"]
-    advantage: Literal["frozen", "recomputed"] = "frozen"
-    """Whose log-probability the advantage subtracts: the student that wrote the rollout, or the current one."""
-    clip: PositiveFloat = 0.2
-    """PPO clip of the probability ratio."""
-    dual_clip: Annotated[float, Field(gt=1)] = 3.0
-    """Bound on the loss of a token with negative advantage, in units of the advantage."""
-    drop_tokens: tuple[int, ...] = ()
-    """Sampled token ids whose positions leave the loss (the special-token mask)."""
-
-
-class LsmObjective(Settings):
-    kind: Literal["lsm"]
-    k: Annotated[int, Field(ge=2)] = 32
-    """Teacher tokens in the support of a position."""
-    drop_tokens: tuple[int, ...] = ()
-    """Sampled token ids whose positions leave the loss (the special-token mask)."""
-
-
-Objective = Annotated[SampledTokenObjective | LsmObjective, Field(discriminator="kind")]
-
-
-class GateSettings(Settings):
-    spans: Literal["none", "block", "newline"] = "none"
-    """What a gate averages the drift over: `block` of `size` tokens, `newline` for lines of text, `none` for no gate.
-    `block64` is short for `block` with size 64."""
-    size: PositiveInt = 64
-    """Tokens of a block (and of the blocks that a response without any newline falls back to)."""
-    min_tokens: PositiveInt = 16
-    """Newline spans: a shorter one joins the next."""
-    max_tokens: PositiveInt = 128
-    """Newline spans: a longer one is cut."""
-    tau: PositiveFloat = 1.0
-    """Gate = exp(-tau * drift of the span in nats)."""
-    statistic: Literal["abs_mean", "mean_abs", "rms"] = "abs_mean"
-    """Drift of a span from its tokens' shifts; the paper's is the absolute value of the mean."""
-    scope: Literal["minibatch", "sequence"] = "minibatch"
-    """Gates have mean 1 over the whole optimiser batch, or inside each sequence."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _block_shorthand(cls, values: Any) -> Any:
-        match = re.fullmatch(r"block(\d+)", str(values.get("spans"))) if isinstance(values, dict) else None
-        return {**values, "spans": "block", "size": int(match[1])} if match else values
-
-    @model_validator(mode="after")
-    def _bounds(self) -> "GateSettings":
-        if self.max_tokens < self.min_tokens:
-            raise ValueError(f"max_tokens {self.max_tokens} is below min_tokens {self.min_tokens}; raise max_tokens")
-        return self
+    """Go on even when every response of a step was cut at its limit (so that none shows how to stop)."""
+    on_policy: Share = 1.0
+    """Share of the responses that the student writes; the others are the prompt's reference solution (GKD's lambda,
+    arXiv 2306.13649), drawn for each response."""
+    horizon: Horizon | None = None
+    """A limit on the responses' length that moves with the run; null stays at `max_new_tokens`."""
+    teacher_prefix: Annotated[int, Field(ge=0)] = 0
+    """Tokens at the head of each response that the teacher writes; they are context, not loss."""
+    teacher_prefix_steps: PositiveInt | None = None
+    """Steps over which the prefix shrinks linearly to nothing; null keeps it."""
+    kl_budget: NonNegativeFloat = 0.0
+    """Sample from p^(1-b) q^b, b per token as large as KL to the student's p stays within so many nats (TRB, arXiv
+    2605.31159); 0 samples from the student."""
+    kl_budget_steps: PositiveInt | None = None
+    """Steps over which the budget falls linearly to 0; null keeps it."""
 
 
 class OptimizerSettings(Settings):
@@ -149,6 +127,16 @@ class OptimizerSettings(Settings):
     """Largest gradient norm; a larger gradient is scaled down to it."""
 
 
+class DiagnosticSettings(Settings):
+    """What is measured beside the loss; the cheap part of it always is."""
+
+    every: Annotated[int, Field(ge=0)] = 10
+    """Steps between those whose updates also measure overlap and entropy gap between student and teacher and the
+    gradient's norm without weights (a second forward and backward); 0 for never."""
+    k: Annotated[int, Field(ge=2)] = 16
+    """Most probable tokens of each side that overlap and divergence look at, also as signals of weights."""
+
+
 class CheckpointSettings(Settings):
     every: PositiveInt = 10
     """Steps between checkpoints; one is always written at the end, and at once on Ctrl-C or SIGTERM."""
@@ -156,7 +144,23 @@ class CheckpointSettings(Settings):
     """Checkpoints kept; older ones are deleted once a newer one is whole."""
 
 
+def _run_file(path: str | None) -> str | None:
+    """Run the user's Python file, so that what it defines is known when the rest is read."""
+    if path is None:
+        return None
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError("there is no such file; give a Python file, relative to where the command runs")
+    try:
+        runpy.run_path(str(file))
+    except Exception as error:
+        raise ValueError(f"fails when it is run: {type(error).__name__}: {error}") from error
+    return path
+
+
 class TrainConfig(Settings):
+    code: Annotated[str | None, AfterValidator(_run_file)] = None
+    """A Python file that is run before the other settings are read: define signals of your own in it."""
     seed: int = 0
     """Keys every random draw: prompt order and sampling."""
     steps: PositiveInt = 200
@@ -172,9 +176,20 @@ class TrainConfig(Settings):
     prompts: PromptSettings
     rollout: RolloutSettings = RolloutSettings()
     objective: Objective
+    """What the main term, on the student's rollouts, asks of each token."""
     gate: GateSettings = GateSettings()
+    """The main term's drift gate."""
+    weights: dict[str, Factor] = Field(default={})
+    """More factors of the main term's weight, by a name of your choice."""
+    denominator: Literal["tokens", "kept"] = "tokens"
+    """Of the main term: all tokens of the optimiser batch, or those with a weight above 0."""
+    terms: dict[str, TermSettings] = Field(default={})
+    """More terms of the loss, by a name of your choice."""
+    drop_tokens: tuple[int, ...] = ()
+    """Sampled token ids whose positions leave the loss (the special-token mask)."""
     log_drift: bool = True
-    """Measure the drift also where no gate needs it (an ungated LSM run then spends a pass over the head on it)."""
+    """Measure the drift also where no weight needs it (an ungated LSM run then spends a pass over the head on it)."""
+    diagnostics: DiagnosticSettings = DiagnosticSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -189,7 +204,63 @@ class TrainConfig(Settings):
             raise ValueError("prompts.system is set but prompts.chat is false; set prompts.chat=true")
         return prompts
 
+    @model_validator(mode="after")
+    def _names(self) -> "TrainConfig":
+        if "main" in self.terms:
+            raise ValueError("terms.main: `main` is the term of `objective`; give the other term another name")
+        if "gate" in self.weights and self.gate.spans != "none":
+            raise ValueError("weights.gate: `gate` is the factor of the group `gate`; give the other another name")
+        return self
+
+    @model_validator(mode="after")
+    def _reuse(self) -> "TrainConfig":
+        """A weight by drift is 1 throughout where the student never drifts."""
+        one_update = self.passes == 1 and self.updates_per_step == 1
+        if one_update and self.gate.spans != "none":
+            raise ValueError(
+                f"gate.spans = {self.gate.spans} with passes = 1 and one minibatch per rollout: the student never "
+                f"drifts, so every gate is 1; set passes=2, a smaller minibatch, or gate.spans=none"
+            )
+        for place, factor in self.factors():
+            if one_update and factor.of_drift:
+                raise ValueError(
+                    f"{place} with passes = 1 and one minibatch per rollout: the student never drifts, so it is 1; "
+                    f"set passes=2 or a smaller minibatch, or take the weight out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _rollout_fits(self) -> "TrainConfig":
+        if self.rollout.teacher_prefix and self.rollout.kl_budget:
+            raise ValueError("rollout.teacher_prefix and rollout.kl_budget both hand the teacher the pen; set one to 0")
+        if self.rollout.teacher_prefix >= self.rollout.max_new_tokens:
+            raise ValueError(
+                f"rollout.teacher_prefix = {self.rollout.teacher_prefix} leaves the student nothing of "
+                f"max_new_tokens = {self.rollout.max_new_tokens}; lower it"
+            )
+        return self
+
     @property
-    def needs_behaviour(self) -> bool:
-        """Whether anything reads the log-probabilities of the student that wrote the rollout."""
-        return self.gate.spans != "none" or self.log_drift or self.objective.kind == "sampled_token"
+    def updates_per_step(self) -> int:
+        """Optimiser updates of one pass over a rollout batch."""
+        responses = self.prompts.per_step * self.rollout.samples
+        return -(-responses // (self.minibatch or responses))
+
+    @property
+    def all_terms(self) -> dict[str, TermSettings]:
+        """The loss, whole: the main term, then the others."""
+        gate = {"gate": self.gate.factor} if self.gate.spans != "none" else {}
+        main = TermSettings(objective=self.objective, weights=gate | self.weights, denominator=self.denominator)
+        return {"main": main, **self.terms}
+
+    def factors(self) -> list[tuple[str, Factor]]:
+        """(setting, factor) of every configured weight but the gate."""
+        main = [(f"weights.{name}", factor) for name, factor in self.weights.items()]
+        others = [(f"terms.{t}.weights.{n}", f) for t, term in self.terms.items() for n, f in term.weights.items()]
+        return main + others
+
+    @property
+    def reads(self) -> set[str]:
+        """The streams of the student's rollouts that any term or metric reads."""
+        wanted = {name for term in self.all_terms.values() if term.stream == "student" for name in term.reads}
+        return wanted | ({"logp", "behaviour_logp"} if self.log_drift else set())

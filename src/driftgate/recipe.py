@@ -3,30 +3,54 @@
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from .config import TrainConfig
 from .errors import InputError
+from .settings import Settings
 
 SHIPPED = resources.files("driftgate") / "recipes"
 
 
-def shipped_recipes() -> dict[str, str]:
-    """Name -> first comment line of every recipe in the package."""
+FAMILY = "sandbox/"
+"""Recipes of this family have namesakes in others, with other models, prompts and sizes."""
+
+
+class About(Settings):
+    """What a recipe says of itself."""
+
+    what: str
+    """One line."""
+    source: str = "ours"
+    """The work that it follows."""
+    evidence: str = "ours"
+    """P the paper's text, C its public code, N notes by readers only; ours where there is no source."""
+    open: str | None = None
+    """What the source leaves open or does otherwise, and how that is settled here."""
+
+
+def shipped_recipes() -> dict[str, About]:
+    """Name -> what it says of itself, for every recipe in the package."""
     with resources.as_file(SHIPPED) as folder:
-        files = sorted(folder.rglob("*.yaml"))
-        return {str(f.relative_to(folder).with_suffix("")): f.read_text().splitlines()[0].lstrip("# ") for f in files}
+        abouts = {_name(file, folder): _parse(file.read_text(), str(file))["about"] for file in folder.rglob("*.yaml")}
+    return {name: About.model_validate(about) for name, about in sorted(abouts.items())}
 
 
-def load_recipe(name: str, overrides: list[str] | None = None) -> TrainConfig:
+def _name(file: Path, folder: Path) -> str:
+    return str(file.relative_to(folder).with_suffix(""))
+
+
+def load_recipe(name: str, overrides: list[str] | None = None, family: str | None = None) -> TrainConfig:
     """The configuration of a shipped recipe (`sandbox/lsm_block64`) or YAML file, with overrides applied in order.
 
+    family: take the models, prompts and sizes of `FAMILY/...` instead of those of the embedded pair, wherever the
+    recipe extends the latter; so `repairs/iw_opd` runs with the settings of `qwen3/sampled_token_none`.
     Raises InputError for an unknown recipe, setting or value.
     """
-    values = _read(name)
+    values = _read(name, family=family)
     for override in overrides or []:
         _apply(values, override)
     return check_config(values)
@@ -40,13 +64,16 @@ def check_config(values: dict[str, Any]) -> TrainConfig:
         raise InputError("\n".join(_line(problem) for problem in error.errors())) from None
 
 
-def _read(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+def _read(name: str, seen: tuple[str, ...] = (), family: str | None = None) -> dict[str, Any]:
     """YAML mapping of a recipe; `extends` names the recipe whose values it changes."""
+    if family is not None and name.startswith(FAMILY):
+        name = f"{family}/{name.removeprefix(FAMILY)}"
     if name in seen:
         raise InputError(f"recipe {name}: extends itself, by way of {' and '.join(seen)}")
     values = _parse(_text(name), name)
+    values.pop("about", None)
     base = values.pop("extends", None)
-    return _merge(_read(str(base), (*seen, name)), values) if base is not None else values
+    return _merge(_read(str(base), (*seen, name), family), values) if base is not None else values
 
 
 def _text(name: str) -> str:
@@ -58,7 +85,8 @@ def _text(name: str) -> str:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise InputError(f"recipe {name}: not UTF-8 text") from None
-    shipped = shipped_recipes()
+    with resources.as_file(SHIPPED) as folder:
+        shipped = [_name(file, folder) for file in folder.rglob("*.yaml")]
     if name not in shipped:
         near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.3)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -108,7 +136,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _line(problem: Any) -> str:
     """One pydantic problem as `setting = value: what is wrong; mend`."""
-    path = ".".join(str(part) for part in problem["loc"] if part not in ("sampled_token", "lsm"))
+    path = ".".join(_without_tags(problem["loc"]))
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(path, setting_names(), n=1, cutoff=0.5)
         return f"{path}: unknown setting; " + (f"did you mean {near[0]}?" if near else "see docs/configuration.md")
@@ -116,7 +144,14 @@ def _line(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{path}: missing; set {path}=..."
     shown = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
-    return f"{path}{shown}: {message[:1].lower()}{message[1:]}"
+    message = f"{message[:1].lower()}{message[1:]}"
+    return f"{path}{shown}: {message}" if path else message
+
+
+def _without_tags(parts: tuple[int | str, ...]) -> list[str]:
+    """A place in the settings, without the name of the union's member that pydantic puts behind the union's own."""
+    unions = ("objective", "partition", "map", "signal", "coef")
+    return [str(part) for before, part in zip(("", *parts), parts) if before not in unions]
 
 
 def setting_names(model: type[BaseModel] = TrainConfig, prefix: str = "") -> list[str]:
@@ -124,7 +159,16 @@ def setting_names(model: type[BaseModel] = TrainConfig, prefix: str = "") -> lis
     names = []
     for name, field in model.model_fields.items():
         names.append(prefix + name)
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                names += setting_names(kind, f"{prefix}{name}.")
-    return names
+        named = f"{prefix}{name}.NAME." if get_origin(field.annotation) is dict else f"{prefix}{name}."
+        if named in ("terms.NAME.objective.", "terms.NAME.weights.NAME."):
+            continue  # as objective and weights.NAME
+        for group in groups_of(field.annotation):
+            names += setting_names(group, named)
+    return list(dict.fromkeys(names))
+
+
+def groups_of(annotation: Any) -> list[type[BaseModel]]:
+    """The groups of settings that a field holds: its own type, the members of a union, the values of a mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [group for part in get_args(annotation) for group in groups_of(part)]

@@ -15,8 +15,6 @@ from ..rollout.engine import Response
 from .packing import MicroBatch, micro_batches, pack
 from .prompts import Prompt
 
-FLAT = ("engine_logp", "behaviour_logp", "teacher_logp", "support_ids", "support_logits")
-
 
 @dataclass(frozen=True)
 class Experience:
@@ -34,36 +32,40 @@ class Experience:
     """bool [B]: False where the response was cut at the limit."""
     engine_logp: Tensor
     """float32 [N]: the engine's own log-probabilities, in nats; for the mismatch metric only."""
-    behaviour_logp: Tensor | None = None
-    """float32 [N]: log o(y_t), the student that wrote the rollout, by the trainer's forward."""
-    teacher_logp: Tensor | None = None
-    """float32 [N]: log q(y_t)."""
-    support_ids: Tensor | None = None
-    """int32 [N, K]: the teacher's most probable tokens."""
-    support_logits: Tensor | None = None
-    """float32 [N, K]: the teacher's logits there, at the sampling temperature."""
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    """[N, ...] each: what the student that wrote the rollout, the teacher and other targets say of the tokens (see
+    `train.scoring`), such as behaviour_logp, teacher_logp, teacher_top_ids."""
     rows: Tensor = field(init=False)
     """int64 [N]: the sequence of each token."""
     starts: list[int] = field(init=False)
     """Place of each sequence's first token in the stream."""
     ids: Tensor = field(init=False)
     """int64 [N]: the sampled token ids y_t."""
+    place: Tensor = field(init=False)
+    """int64 [N]: index of each token among its sequence's tokens in the stream."""
 
     def __post_init__(self) -> None:
         counts = torch.tensor([int(kept.sum()) for kept in self.keep])
         object.__setattr__(self, "rows", torch.repeat_interleave(counts))
         object.__setattr__(self, "ids", torch.cat([r[k] for r, k in zip(self.responses, self.keep)]))
-        object.__setattr__(self, "starts", (counts.cumsum(0) - counts).tolist())
+        starts = counts.cumsum(0) - counts
+        object.__setattr__(self, "starts", starts.tolist())
+        object.__setattr__(self, "place", torch.arange(len(self.rows)) - starts[self.rows])
 
     @classmethod
     def of(
         cls, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], drop_tokens: Sequence[int] = ()
     ) -> "Experience":
-        """Each prompt's responses as a batch without scores; tokens of `drop_tokens` stay out of the stream."""
+        """Each prompt's responses as a batch without scores.
+
+        Tokens of `drop_tokens`, and those that another model wrote at a response's head, stay out of the stream.
+        """
         pairs = [(prompt, response) for prompt, group in zip(prompts, responses) for response in group]
         dropped = torch.tensor(drop_tokens, dtype=torch.int64)
         ids = [torch.tensor(response.ids, dtype=torch.int64) for _, response in pairs]
         keep = [~torch.isin(part, dropped) for part in ids]
+        for kept, (_, response) in zip(keep, pairs):
+            kept[: response.prefix] = False
         return cls(
             prompts=[torch.tensor(prompt.ids) for prompt, _ in pairs],
             teacher_prompts=[torch.tensor(prompt.teacher_ids) for prompt, _ in pairs],
@@ -73,9 +75,13 @@ class Experience:
             engine_logp=torch.cat([torch.tensor(r.logprobs)[kept] for (_, r), kept in zip(pairs, keep)]),
         )
 
-    def with_scores(self, **scores: Tensor | None) -> "Experience":
-        """The same rollouts with more of the optional fields."""
-        return replace(self, **scores)
+    def with_scores(self, **scores: Tensor) -> "Experience":
+        """The same rollouts with more scores."""
+        return replace(self, scores=self.scores | scores)
+
+    def tokens_of(self, sequences: Sequence[int]) -> Tensor:
+        """int64: places in the flat stream of the tokens of some sequences, in order of the sequences."""
+        return torch.isin(self.rows, torch.tensor(sequences, dtype=torch.int64)).nonzero().flatten()
 
     def micro_batches(
         self, sequences: Sequence[int], token_budget: int, device: torch.device, teacher: bool = False
@@ -87,7 +93,7 @@ class Experience:
         sequences = [i for i in sequences if self.keep[i].any()]
         prompts = self.teacher_prompts if teacher else self.prompts
         lengths = [len(p) + len(r) for p, r in zip(prompts, self.responses)]
-        for group in micro_batches(lengths, sequences, token_budget):
+        for group in map(sorted, micro_batches(lengths, sequences, token_budget)):
             chosen = ([part[i] for i in group] for part in (prompts, self.responses, self.keep, self.starts))
             yield pack(*chosen, device=device)  # type: ignore[arg-type]
 
@@ -100,9 +106,8 @@ class Experience:
         }
         tensors = {name: torch.cat(parts) for name, parts in {**lists, "keep": self.keep}.items()}
         tensors |= {f"{name}.lengths": torch.tensor([len(p) for p in parts]) for name, parts in lists.items()}
-        flat = {name: getattr(self, name) for name in FLAT}
-        tensors |= {name: value.contiguous() for name, value in flat.items() if value is not None}
-        save_file({**tensors, "finished": self.finished}, path)
+        tensors |= {f"scores.{name}": value.contiguous() for name, value in self.scores.items()}
+        save_file({**tensors, "finished": self.finished, "engine_logp": self.engine_logp}, path)
 
     @classmethod
     def load(cls, path: Path) -> "Experience":
@@ -113,5 +118,5 @@ class Experience:
             for name in ("prompts", "teacher_prompts", "responses")
         }
         keep = list(tensors["keep"].split(tensors["responses.lengths"].tolist()))
-        flat = {name: tensors.get(name) for name in FLAT}
-        return cls(**lists, keep=keep, finished=tensors["finished"], **flat)  # type: ignore[arg-type]
+        scores = {name.removeprefix("scores."): part for name, part in tensors.items() if name.startswith("scores.")}
+        return cls(**lists, keep=keep, finished=tensors["finished"], engine_logp=tensors["engine_logp"], scores=scores)

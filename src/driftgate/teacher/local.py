@@ -1,59 +1,76 @@
-"""A teacher in this process: scores the sampled tokens, or names its K most probable ones, without gradient.
+"""A target in this process, a teacher or the initial student: scores a rollout batch once, without gradient.
 
-Shapes: N valid response tokens, K support tokens.
+Shapes: N valid response tokens, K most probable tokens, H' the target's hidden size.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..config import LsmObjective, SampledTokenObjective
 from ..data.experience import Experience
 from ..data.packing import MicroBatch
 from ..method import head
 from ..models.policy import Policy
 
 
+@dataclass
+class TargetNeeds:
+    """What is wanted of a target beside its log-probability of each sampled token."""
+
+    entropy: bool = False
+    top: int = 0
+    """Its so many most probable tokens."""
+    at_student: bool = False
+    """Its log-probabilities of the student's most probable tokens."""
+    hidden: bool = False
+    """Its hidden states, from which a divergence over the vocabulary makes its logits chunk by chunk."""
+
+
 class LocalTeacher:
     """Scores a rollout batch at the sampling temperature, in forwards of at most `microbatch_tokens` tokens."""
 
-    def __init__(self, policy: Policy, microbatch_tokens: int, temperature: float):
+    def __init__(self, policy: Policy, microbatch_tokens: int, temperature: float, name: str = "teacher"):
+        """name: what its scores are called in the batch; only the teacher sees prompts of its own."""
         self.policy = policy.requires_grad_(False)
         self.microbatch_tokens = microbatch_tokens
         self.temperature = temperature
+        self.name = name
 
-    def score(self, batch: Experience, objective: SampledTokenObjective | LsmObjective) -> Experience:
-        """The batch with what the objective needs: log q(y_t), or the top-K ids and logits."""
-        if objective.kind == "sampled_token":
-            return batch.with_scores(teacher_logp=self.token_logprobs(batch))
-        ids, logits = self.top_k(batch, objective.k)
-        return batch.with_scores(support_ids=ids, support_logits=logits)
-
-    def token_logprobs(self, batch: Experience) -> Tensor:
-        """float32 [N]: log q(y_t), in nats."""
-        return token_logprobs(self.policy, batch, self._micro_batches(batch), self.temperature)
-
-    @torch.no_grad()
-    def top_k(self, batch: Experience, k: int) -> tuple[Tensor, Tensor]:
-        """ids int32 [N, K] and logits float32 [N, K]."""
-        ids = torch.empty(len(batch.ids), k, dtype=torch.int32)
-        logits = torch.empty(len(batch.ids), k, dtype=self.policy.wide)
-        for micro in self._micro_batches(batch):
-            top_ids, top_logits = self.policy(micro, lambda h, w: head.top_k(h, w, k, self.temperature))
-            ids[micro.tokens], logits[micro.tokens] = top_ids.cpu().int(), top_logits.cpu()
-        return ids, logits
-
-    def _micro_batches(self, batch: Experience) -> Iterator[MicroBatch]:
+    def score(self, batch: Experience, needs: TargetNeeds) -> Experience:
+        """The batch with NAME_logp [N] and, as needed, NAME_entropy [N], NAME_top_ids and NAME_top_logp [N, K],
+        NAME_at_student [N, K], NAME_hidden [N, H']; log-probabilities in nats, of the whole vocabulary."""
         everything = range(len(batch.responses))
-        return batch.micro_batches(everything, self.microbatch_tokens, self.policy.device, teacher=True)
+        micros = batch.micro_batches(
+            everything, self.microbatch_tokens, self.policy.device, teacher=self.name == "teacher"
+        )
+        student_ids = batch.scores["student_top_ids"] if needs.at_student else batch.ids[:, None][:, :0]
+        ids = torch.cat([batch.ids[:, None], student_ids], 1)
+        scores = score_tokens(self.policy, micros, ids, needs, self.temperature)
+        at_student = {"at_student": scores["logp"][:, 1:]} if needs.at_student else {}
+        scores = scores | at_student | {"logp": scores["logp"][:, 0]}
+        return batch.with_scores(**{f"{self.name}_{name}": value for name, value in scores.items()})
 
 
 @torch.no_grad()
-def token_logprobs(policy: Policy, batch: Experience, micros: Iterator[MicroBatch], temperature: float) -> Tensor:
-    """Log-probability of every sampled token under `policy`, in nats: [N] on the CPU, 0 where no micro reaches."""
-    logp = torch.zeros(len(batch.ids), dtype=policy.wide)
+def score_tokens(
+    policy: Policy, micros: Iterator[MicroBatch], ids: Tensor, needs: TargetNeeds, temperature: float
+) -> dict[str, Tensor]:
+    """Log-probabilities `logp` [N, K] of ids int64 [N, K] and, as needed, `entropy`, `top_ids`, `top_logp`, `hidden`;
+    on the CPU, 0 where no micro-batch reaches."""
+    scores: dict[str, Tensor] = {}
     for micro in micros:
-        ids = batch.ids[micro.tokens].to(policy.device)
-        logp[micro.tokens] = policy(micro, lambda h, w, ids=ids: head.token_logprobs(h, w, ids, temperature)).cpu()
-    return logp
+
+        def finish(hidden: Tensor, weight: Tensor, micro: MicroBatch = micro) -> dict[str, Tensor | None]:
+            wanted = ids[micro.tokens].to(hidden.device)
+            found = head.summary(hidden, weight, wanted, needs.top, needs.entropy, temperature)
+            top_ids = None if found.top_ids is None else found.top_ids.int()
+            kept = {"logp": found.logp, "entropy": found.entropy, "top_ids": top_ids, "top_logp": found.top_logp}
+            return kept | {"hidden": hidden if needs.hidden else None}
+
+        for name, value in policy(micro, finish).items():
+            if value is not None:
+                whole = scores.setdefault(name, torch.zeros(len(ids), *value.shape[1:], dtype=value.dtype))
+                whole[micro.tokens] = value.cpu()
+    return scores

@@ -7,6 +7,7 @@ place under another name and renamed into it. `model/` inside is an ordinary Hug
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.experience import Experience
 from ..errors import RunError
+from ..rollout.horizon import LengthController
 
 PARTIAL = ".partial"
 
@@ -31,6 +33,8 @@ class Position:
 
     step: int = 0
     update: int = 0
+    controller: LengthController | None = None
+    """The length controller after the steps done, where the horizon is one."""
 
     @property
     def name(self) -> str:
@@ -44,7 +48,7 @@ def save(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     learner_state: dict[str, Any],
-    pending: Experience | None,
+    pending: Mapping[str, Experience],
     keep: int,
 ) -> Path:
     """Write a checkpoint, then delete all but the newest `keep`. Raises RunError where the disk refuses."""
@@ -60,8 +64,8 @@ def save(
         model.save_pretrained(partial / "model")  # type: ignore[operator]
         tokenizer.save_pretrained(partial / "model")
         torch.save(learner_state | {"random": torch.get_rng_state()}, partial / "learner.pt")
-        if pending is not None:
-            pending.save(partial / "pending.safetensors")
+        for stream, batch in pending.items():
+            batch.save(partial / f"pending-{stream}.safetensors")
         (partial / "position.json").write_text(json.dumps(asdict(position)))
         _flush(partial)
         partial.rename(target)
@@ -90,13 +94,17 @@ def all_checkpoints(folder: Path) -> list[Path]:
     )
 
 
-def load(path: Path) -> tuple[Position, dict[str, Any], Experience | None]:
-    """Position, learner state and pending rollout batch; restores torch's random state. The model is loaded apart."""
-    position = Position(**json.loads((path / "position.json").read_text()))
+def load(path: Path) -> tuple[Position, dict[str, Any], dict[str, Experience]]:
+    """Position, learner state and pending rollout batch by stream; restores torch's random state. The model is loaded
+    apart."""
+    values = json.loads((path / "position.json").read_text())
+    if values["controller"] is not None:
+        values["controller"] = LengthController(**values["controller"])
+    position = Position(**values)
     state = torch.load(path / "learner.pt", weights_only=True, map_location="cpu")
     torch.set_rng_state(state.pop("random"))
-    pending = path / "pending.safetensors"
-    return position, state, Experience.load(pending) if pending.is_file() else None
+    files = sorted(path.glob("pending-*.safetensors"))
+    return position, state, {file.stem.removeprefix("pending-"): Experience.load(file) for file in files}
 
 
 def _flush(folder: Path) -> None:

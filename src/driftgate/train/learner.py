@@ -1,12 +1,15 @@
-"""One gated optimiser update, exact under any split into micro-batches.
+"""One weighted optimiser update, exact under any split into micro-batches.
 
-Shapes: N valid response tokens of a micro-batch; M of the whole optimiser batch. The gates of a minibatch have mean 1
-over all its micro-batches, a mean known only after the last. So the gradient of sum(g l) and the scalar sum(g) are
-summed up, and the gradient is divided once before the step: sum(g l) / sum(g) is (1/M) sum of (g / mean g) l.
+The loss is a sum of terms, L = sum_k coef_k * sum_t w_kt l_kt / D_k, where D_k holds the tokens of the term's stream
+in the whole optimiser batch and the means of the factors that are to have mean 1 over it.
+
+These means are known only after the last micro-batch. With one term, its gradient is summed up unscaled and divided
+once before the step, at no extra forward. With several, or with weights that look across sequences, the weights are
+found before the first backward: from scores at hand, else by a forward without gradient.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,51 +19,84 @@ from ..config import TrainConfig
 from ..data.experience import Experience
 from ..data.packing import MicroBatch
 from ..errors import RunError
+from ..loss_config import TermSettings
 from ..method import head
-from ..method.gates import drift_gate, span_drift, unit_mean
-from ..method.objectives import sampled_token_loss, topk_reverse_kl
-from ..method.spans import fixed_spans, newline_spans
+from ..method.gates import span_drift
 from ..models.policy import Policy
+from ..teacher.local import TargetNeeds, score_tokens
+from . import diagnostics
+from .losses import Outputs, Scores, clipped, read_head, token_losses
+from .sums import Sums, weight_sums
+from .weighing import Moment, Spans, Weighed, streams_of, weigh
 
 
 @dataclass
-class Sums:
-    """What micro-batches add up: every entry is a sum over tokens, but for the minimum."""
+class Portion:
+    """What an optimiser batch takes of one response stream."""
 
-    totals: dict[str, float] = field(default_factory=dict)
-    gate_min: float = math.inf
+    batch: Experience
+    sequences: Sequence[int]
+    spans: Spans
+    """Partitions of the whole stream that do not move with the drift."""
+    drift_spans: Tensor | None = None
+    """int64 [tokens of the stream]: what the drift metric averages over."""
+    tokens: Tensor = field(init=False)
+    """int64: places in the stream of the portion's tokens."""
 
-    def add(self, totals: dict[str, Tensor], gate_min: Tensor) -> None:
-        for name, value in zip(totals, torch.stack([*totals.values()]).tolist()):
-            self.totals[name] = self.totals.get(name, 0.0) + value
-        self.gate_min = min(self.gate_min, float(gate_min))
+    def __post_init__(self) -> None:
+        self.tokens = self.batch.tokens_of(self.sequences)
 
-    def metrics(self) -> dict[str, float]:
-        """Per-token means. `gate_ess` is the share of the tokens that gates of this spread are worth (Kish)."""
-        if not self.totals:
-            return {"tokens": 0.0}
-        t, count = self.totals, self.totals["tokens"]
-        closed = t["closed"] / count
-        metrics = {
-            "loss": t["loss"] / t["weight"],
-            "loss_ungated": t["ungated"] / count,
-            "gate_mean": 1 - closed,
-            "gate_min": self.gate_min,
-            "gate_std": math.sqrt(max(t["closed_squared"] / count - closed**2, 0.0)),
-            "gate_ess": t["gate"] ** 2 / max(t["gate_squared"] * count, 1e-300),
-            "tokens": count,
-        }
-        drift = {name: t[name] / count for name in ("drift_abs", "drift_span") if name in t}
-        return metrics | drift
+    def spans_of(self, tokens: Tensor, device: torch.device) -> Spans:
+        return {partition: ids[tokens].to(device) for partition, ids in self.spans.items()}
+
+
+@dataclass
+class Ahead:
+    """A term's weights and denominator, found before the backward."""
+
+    weight: Tensor
+    """[tokens of the stream]; 0 for those of other portions."""
+    raw: Tensor
+    """The same before any normalisation."""
+    denominator: float
+
+
+@dataclass
+class Update:
+    """What is known of an update while it runs."""
+
+    terms: Mapping[str, TermSettings]
+    portions: Mapping[str, Portion]
+    moment: Moment
+    diagnose: bool = False
+    ahead: dict[str, Ahead] = field(default_factory=dict)
+    """Weights found before the backward, by term."""
+    tau: dict[str, float] = field(default_factory=dict)
+    """The tau that a factor chose, by term and factor."""
+
+    @property
+    def divided_last(self) -> bool:
+        """Whether the one term's gradient is summed up unscaled and divided before the step."""
+        return len(self.terms) == 1 and not self.ahead
 
 
 class Learner:
     """Holds the student, its optimiser and its schedule."""
 
-    def __init__(self, config: TrainConfig, policy: Policy, updates: int):
-        """updates: optimiser updates of the whole run, where the schedule ends."""
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: Policy,
+        updates: int,
+        target_heads: Mapping[str, Callable[[], Tensor]] | None = None,
+    ):
+        """updates: optimiser updates of the whole run, where the schedule ends. target_heads: output embeddings
+        [V, H'] of "teacher" and "initial", for divergences over the vocabulary."""
         self.config = config
+        self.terms = config.all_terms
+        self.want_logp = "logp" in config.reads
         self.policy = policy
+        self.target_heads = target_heads or {}
         settings = config.optimizer
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -68,37 +104,137 @@ class Learner:
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda n: self._lr_factor(n, updates))
 
-    def update(self, batch: Experience, spans: Tensor, sequences: Sequence[int]) -> dict[str, float]:
-        """One optimiser step on `sequences` of the batch. Returns metrics.
-
-        spans: int64 [tokens of the batch]. Raises RunError where loss or gradient is not finite.
-        """
-        self.optimizer.zero_grad()
-        sums = Sums()
-        micros = batch.micro_batches(sequences, self.config.microbatch_tokens, self.policy.device)
-        for micro in micros:
-            totals, gate_min = self.policy(micro, self._finish(batch, spans, micro))
-            totals["loss"].backward()
-            sums.add({name: value.detach().double() for name, value in totals.items()}, gate_min)
+    def update(self, portions: Mapping[str, Portion], moment: Moment, diagnose: bool = False) -> dict[str, float]:
+        """One optimiser step on a portion of each stream ("student", ...). Returns metrics; more of them, at the cost
+        of a second forward and backward, for `diagnose`. Raises RunError where loss or gradient is not finite."""
+        plain = self._plain_norm(portions, moment) if diagnose else None
+        work = Update(self.terms, portions, moment, diagnose)
+        self._weigh_ahead(work)
+        sums = self._accumulate(work)
         lr = self.schedule.get_last_lr()[0]
-        norm = self._step(sums)
-        return sums.metrics() | {"grad_norm": norm, "lr": lr}
+        norm = self._step(work, sums)
+        metrics = self._metrics(sums) | {f"tau.{name}": value for name, value in work.tau.items()}
+        if plain:
+            metrics["grad_norm_ratio"] = norm / plain
+        return metrics | {"grad_norm": norm, "lr": lr}
 
-    def _step(self, sums: Sums) -> float:
-        """Divide the gradient by the sum of weights, clip it, step. Returns the norm before clipping.
+    def _accumulate(self, work: Update) -> dict[str, Sums]:
+        """Forward and backward of every micro-batch. Returns each term's sums."""
+        self.optimizer.zero_grad()
+        sums = {name: Sums(work.ahead[name].denominator if name in work.ahead else None) for name in work.terms}
+        for stream, portion in work.portions.items():
+            for micro in self._micro_batches(portion):
+                loss, totals = self.policy(micro, self._finish(work, stream, micro))
+                loss.backward()
+                for name, (values, least) in totals.items():
+                    sums[name].add(values, least)
+        return sums
 
-        Without a token in the stream (all were dropped) only the schedule moves on.
+    def _micro_batches(self, portion: Portion) -> Iterator[MicroBatch]:
+        return portion.batch.micro_batches(portion.sequences, self.config.microbatch_tokens, self.policy.device)
+
+    def _finish(self, work: Update, stream: str, micro: MicroBatch):
+        """The part of the forward after the body: the loss to go backward from, and each term's sums over tokens."""
+        portion, device = work.portions[stream], self.policy.device
+        batch, temperature = portion.batch, self.config.rollout.temperature
+        terms = {name: term for name, term in work.terms.items() if term.stream == stream}
+
+        def scores(name: str) -> Tensor:
+            return batch.scores[name][micro.tokens].to(device)
+
+        def finish(hidden: Tensor, weight: Tensor):
+            ids, objectives = batch.ids[micro.tokens].to(device), [term.objective for term in terms.values()]
+            want_logp = self.want_logp and stream == "student"
+            outputs = read_head(hidden, weight, ids, objectives, scores, temperature, want_logp)
+            total, sums = hidden.new_zeros(()), {}
+            for name, term in terms.items():
+                losses = token_losses(term.objective, outputs, scores, self._target_head, temperature)
+                weighed = self._weighed(work, name, micro.tokens, outputs)
+                weighted = (weighed.weight * losses).sum()
+                total = total + weighted * self._scale(work, name)
+                values = {"loss": weighted, "ungated": losses.sum()} | weight_sums(weighed)
+                sums[name] = values, float(weighed.raw.min())
+            if stream == "student":
+                sums["main"][0].update(self._student_sums(work, micro, outputs, scores))
+            return total, sums
+
+        return finish
+
+    def _weighed(self, work: Update, name: str, tokens: Tensor, outputs: Outputs) -> Weighed:
+        """The weights of a micro-batch's tokens: those found ahead, or from the student's log-probabilities now."""
+        device = outputs.hidden.device
+        if name in work.ahead:
+            found = work.ahead[name]
+            return Weighed(found.weight[tokens].to(device), found.raw[tokens].to(device))
+        logp = outputs.logp if outputs.logp is not None else outputs.hidden.new_empty(len(tokens))
+        return self._weigh(work, name, tokens, logp)
+
+    def _weigh(self, work: Update, name: str, tokens: Tensor, logp: Tensor | None) -> Weighed:
+        """The weights of tokens [N] of a term's stream. logp: log p(y_t) of the current student, where it is read."""
+        term = work.terms[name]
+        portion = work.portions[term.stream]
+        streams = streams_of(portion.batch, tokens, logp, work.moment, self.config.diagnostics.k)
+        weighed = weigh(term, streams, portion.spans_of(tokens, streams.rows.device), work.moment)
+        if len(weighed.weight) and weighed.weight.min() < 0:
+            raise RunError(
+                f"the weights of term {name} go down to {float(weighed.weight.min()):g}, but a weight must not be "
+                f"negative; give the factor a map (affine clips at 0)"
+            )
+        work.tau |= {f"{name}.{factor}": value for factor, value in weighed.tau.items()}
+        return weighed
+
+    def _weigh_ahead(self, work: Update) -> None:
+        """Find the weights of the terms that need all of the optimiser batch's before the backward."""
+        logp: Tensor | None = None
+        for name, term in work.terms.items():
+            portion = work.portions.get(term.stream)
+            if portion is None or not len(portion.tokens) or not self._is_ahead(term):
+                continue
+            if logp is None and "logp" in term.reads_of_weights:
+                logp = self._live_logp(portion, work.moment)
+            tokens = portion.tokens
+            live = logp[tokens] if logp is not None and "logp" in term.reads_of_weights else None
+            weighed = self._weigh(work, name, tokens, live)
+            sums = Sums()
+            sums.add(weight_sums(weighed))
+            weight, raw = (torch.zeros(len(portion.batch.ids), dtype=w.dtype) for w in (weighed.weight, weighed.raw))
+            weight[tokens], raw[tokens] = weighed.weight, weighed.raw
+            work.ahead[name] = Ahead(weight, raw, sums.denominator(term, f"term {name}"))
+
+    def _is_ahead(self, term: TermSettings) -> bool:
+        factors = term.weights.values()
+        summed = term.denominator == "kept" or any(factor.normalise == "minibatch" for factor in factors)
+        return any(factor.whole for factor in factors) or (len(self.terms) > 1 and summed)
+
+    def _live_logp(self, portion: Portion, moment: Moment) -> Tensor:
+        """log p(y_t) of the current student, [tokens of the stream] on the CPU; at a rollout's first update it is the
+        student that wrote it."""
+        if moment.update == 0 and "behaviour_logp" in portion.batch.scores:
+            return portion.batch.scores["behaviour_logp"]
+        ids, temperature = portion.batch.ids[:, None], self.config.rollout.temperature
+        return score_tokens(self.policy, self._micro_batches(portion), ids, TargetNeeds(), temperature)["logp"][:, 0]
+
+    def _scale(self, work: Update, name: str) -> float:
+        """What the sum of weight * loss is multiplied by before the backward, but for a division that comes last."""
+        term = work.terms[name]
+        coef = term.coef_at(work.moment.step)
+        if name in work.ahead:
+            denominator = work.ahead[name].denominator
+            return coef / denominator if denominator else 0.0
+        return coef if work.divided_last else coef / len(work.portions[term.stream].tokens)
+
+    def _step(self, work: Update, sums: dict[str, Sums]) -> float:
+        """Divide the gradient where that had to wait, clip it, step. Returns the norm before clipping.
+
+        Without a token in the streams (all were dropped) only the schedule moves on.
         """
-        if not sums.totals:
+        if not any(part.totals for part in sums.values()):
             self.schedule.step()
             return 0.0
-        if not math.isfinite(sums.totals["loss"]):
-            raise RunError(f"the loss is {sums.totals['loss']}")
-        if sums.totals["weight"] <= 0:
-            raise RunError(f"every gate is 0: the drift is too large for gate.tau = {self.config.gate.tau}; lower it")
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad /= sums.totals["weight"]
+        for name, part in sums.items():
+            if not math.isfinite(part.totals.get("loss", 0.0)):
+                raise RunError(f"the loss is {part.totals['loss']}" + (f" (term {name})" if name != "main" else ""))
+        self._divide(work, sums)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip_norm))
         if not math.isfinite(norm):
             raise RunError(f"the gradient norm is {norm}")
@@ -106,66 +242,52 @@ class Learner:
         self.schedule.step()
         return norm
 
-    def _finish(self, batch: Experience, spans: Tensor, micro: MicroBatch):
-        """The part of the forward after the body: per-token losses, gates, and their sums."""
-        device = self.policy.device
-        rows, spans = batch.rows[micro.tokens].to(device), spans[micro.tokens].to(device)
+    def _divide(self, work: Update, sums: dict[str, Sums]) -> None:
+        """The summed gradient by the denominator that is known only now; where nothing was kept it is 0 already."""
+        denominator = sums["main"].denominator(work.terms["main"], "the main term") if work.divided_last else 0.0
+        for parameter in self.parameters:
+            if parameter.grad is not None and denominator:
+                parameter.grad /= denominator
 
-        def finish(hidden: Tensor, weight: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-            losses, logp = self._losses(batch, micro, hidden, weight)
-            gate, drift = self._gates(batch, micro, logp, spans)
-            scaled = self._scaled(gate, rows)
-            sums = {"loss": (scaled * losses).sum(), "weight": scaled.sum(), "ungated": losses.sum()}
-            return sums | gate_sums(gate) | drift, gate.min()
+    def _plain_norm(self, portions: Mapping[str, Portion], moment: Moment) -> float:
+        """Gradient norm of the same terms without their weights, over all tokens."""
+        work = Update({name: term.unweighted for name, term in self.terms.items()}, portions, moment)
+        sums = self._accumulate(work)
+        if sums["main"].totals:
+            self._divide(work, sums)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
-        return finish
+    def _student_sums(self, work: Update, micro: MicroBatch, outputs: Outputs, scores: Scores) -> dict[str, Tensor]:
+        """Sums over the student's tokens for the metrics: drift, clipping and, to diagnose, both distributions."""
+        portion, sums = work.portions["student"], {}
+        if outputs.logp is not None and "behaviour_logp" in portion.batch.scores:
+            shift = outputs.logp.detach() - scores("behaviour_logp")
+            sums["drift_abs"] = shift.abs().sum()
+            if portion.drift_spans is not None:
+                spans = portion.drift_spans[micro.tokens].to(shift.device)
+                sums["drift_span"] = span_drift(shift, spans)[spans].sum()
+        clips = clipped(self.config.objective, outputs, scores)
+        if clips is not None:
+            sums["clipped"] = clips.sum()
+        if work.diagnose:
+            ids = portion.batch.ids[micro.tokens].to(outputs.hidden.device)[:, None]
+            k, temperature = self.config.diagnostics.k, self.config.rollout.temperature
+            found = head.summary(outputs.hidden, outputs.weight, ids, k, True, temperature)
+            sums |= diagnostics.distribution_sums(found, scores, k)
+        return sums
 
-    def _losses(
-        self, batch: Experience, micro: MicroBatch, hidden: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Per-token losses [N] and the current log p(y_t) [N], the latter None where nothing reads it."""
-        objective, temperature = self.config.objective, self.config.rollout.temperature
-        ids = self._of(batch.ids, micro)
-        if objective.kind == "sampled_token":
-            logp = head.token_logprobs(hidden, weight, ids, temperature)
-            behaviour, teacher = self._of(batch.behaviour_logp, micro), self._of(batch.teacher_logp, micro)
-            how = {"advantage": objective.advantage, "clip": objective.clip, "dual_clip": objective.dual_clip}
-            return sampled_token_loss(logp, behaviour, teacher, **how), logp  # type: ignore[arg-type]
-        support = self._of(batch.support_ids, micro).long()
-        student_logits = head.support_logits(hidden, weight, support, temperature)
-        losses = topk_reverse_kl(student_logits, self._of(batch.support_logits, micro))
-        if not self.config.needs_behaviour:
-            return losses, None
-        with torch.no_grad():
-            return losses, head.token_logprobs(hidden, weight, ids, temperature)
+    def _metrics(self, sums: dict[str, Sums]) -> dict[str, float]:
+        """The main term's under their own names, another's behind its name."""
+        metrics = sums["main"].metrics(self.terms["main"], "the main term")
+        for name, part in sums.items():
+            if name != "main":
+                found = part.metrics(self.terms[name], f"term {name}")
+                metrics |= {f"{name}.{key}": value for key, value in found.items()}
+        return metrics
 
-    def _gates(
-        self, batch: Experience, micro: MicroBatch, logp: Tensor | None, spans: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Gates [N], all 1 where there is no gate, and the drift's sums over tokens."""
-        gate, settings = torch.ones(len(spans), dtype=self.policy.wide, device=spans.device), self.config.gate
-        if logp is None:
-            return gate, {}
-        behaviour = self._of(batch.behaviour_logp, micro)
-        if settings.spans != "none":
-            gate = drift_gate(logp, behaviour, spans, settings.tau, settings.statistic)
-        shift = logp.detach() - behaviour
-        return gate, {"drift_abs": shift.abs().sum(), "drift_span": span_drift(shift, spans)[spans].sum()}
-
-    def _scaled(self, gate: Tensor, rows: Tensor) -> Tensor:
-        """Gates [N] with mean 1 inside each sequence, where that is the scope; the minibatch's waits for `_step`."""
-        if self.config.gate.scope == "minibatch":
-            return gate
-        try:
-            return unit_mean(gate, rows)
-        except ValueError as error:
-            tau = self.config.gate.tau
-            raise RunError(f"gate.tau = {tau}: {error}; the drift is too large for it, lower it") from None
-
-    def _of(self, stream: Tensor | None, micro: MicroBatch) -> Tensor:
-        """A micro-batch's part of a flat stream, on the model's device."""
-        assert stream is not None
-        return stream[micro.tokens].to(self.policy.device)
+    def _target_head(self, name: str) -> Tensor:
+        return self.target_heads[name]()
 
     def _lr_factor(self, update: int, updates: int) -> float:
         """Share of the peak learning rate at `update`, counted from 0."""
@@ -175,22 +297,3 @@ class Learner:
         left = 1 - (update - settings.warmup) / max(updates - settings.warmup, 1)
         shapes = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
         return max(shapes[settings.schedule], 0.0)
-
-
-def gate_sums(gate: Tensor) -> dict[str, Tensor]:
-    """Sums over gates [N] in float64, of 1 - g too: gates are near 1, and their spread would drown in rounding."""
-    wide = gate.double()
-    closed = 1 - wide
-    sums = {"gate": wide.sum(), "gate_squared": wide.square().sum(), "tokens": wide.new_tensor(len(gate))}
-    return sums | {"closed": closed.sum(), "closed_squared": closed.square().sum()}
-
-
-def make_spans(config: TrainConfig, batch: Experience, newline_ids: Tensor) -> Tensor:
-    """The partition that the gate averages over; for no gate, blocks of `gate.size` to measure the drift by.
-
-    newline_ids: bool [V], True where a token's text contains a newline. Returns int64 [N].
-    """
-    gate = config.gate
-    if gate.spans == "newline":
-        return newline_spans(batch.rows, newline_ids[batch.ids], gate.min_tokens, gate.max_tokens, gate.size)
-    return fixed_spans(batch.rows, gate.size)

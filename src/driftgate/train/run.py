@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,7 +37,11 @@ def run(config: TrainConfig, out: Path, console: Console, tell: Callable[[int], 
         write_environment(out / "environment.json", began_at=parts.position.name, problems_sha256=problems)
         if parts.position.step or parts.position.update:
             console.print(f"resuming {out} at {parts.position.name}", highlight=False)
-        with StopSignal() as stop, Display(console, config.steps, parts.position.step, tell) as display:
+        with (
+            parts.grader or nullcontext(),
+            StopSignal() as stop,
+            Display(console, config.steps, parts.position.step, tell) as display,
+        ):
             try:
                 train(config, parts, out, display, stop)
             except Stopped:

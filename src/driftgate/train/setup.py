@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,17 +13,18 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import TrainConfig
 from ..data.experience import Experience
-from ..data.prompts import Prompt, encode_prompts, load_problems
+from ..data.prompts import Problem, Prompt, encode_prompts, load_problems
 from ..errors import InputError
+from ..evaluate.grading import Grader, grader_for
 from ..models import load
 from ..models.policy import Policy, check_head
 from ..recipe import check_config
-from ..rollout.engine import Engine
 from ..rollout.hf import HFEngine
 from ..teacher.local import LocalTeacher
 from . import checkpoint
 from .checkpoint import Position
 from .learner import Learner
+from .rollouts import Engines
 
 MAY_CHANGE = ("steps", "checkpoint", "device", "microbatch_tokens")
 """Settings that a resumed run may change; the last two change results by rounding."""
@@ -34,18 +36,24 @@ class Parts:
 
     policy: Policy
     tokenizer: PreTrainedTokenizerBase
-    teacher: LocalTeacher
-    engine: Engine
+    targets: dict[str, LocalTeacher]
+    """"teacher" and, where a term is held to it, "initial"."""
+    engines: Engines
     learner: Learner
     prompts: list[Prompt]
     stop_ids: tuple[int, ...]
     newline_ids: Tensor
+    grader: Grader | None
     position: Position
-    pending: Experience | None
+    pending: dict[str, Experience]
+    """The rollout batch of a step that was interrupted, by stream; empty between steps."""
     last_rollout: dict[str, float] = field(default_factory=dict)
 
     def decode(self, ids: tuple[int, ...]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def encode_solution(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def set_up(config: TrainConfig, out: Path) -> Parts:
@@ -70,35 +78,80 @@ def set_up(config: TrainConfig, out: Path) -> Parts:
     prompts = encode_prompts(
         problems, tokenizer, config.prompts, new, teacher_template=config.teacher.context, **contexts
     )
+    check_problems(problems, config)
     policy, teacher_policy = Policy(student, config.student.compute), Policy(teacher, config.teacher.compute)
     check_head(policy, "student", config.student.path)
     check_head(teacher_policy, "teacher", config.teacher.path)
-    policy.vocabulary = teacher_policy.vocabulary = min(policy.head.shape[0], teacher_policy.head.shape[0])
-    if config.objective.kind == "lsm":
-        _check_support(config.objective.k, teacher_policy)
+    policies = {"teacher": teacher_policy}
+    if any(getattr(term.objective, "target", None) == "initial" for term in config.all_terms.values()):
+        policies["initial"] = Policy(load.load_model(config.student, "student", device), config.student.compute)
+    vocabulary = min(policy.head.shape[0], teacher_policy.head.shape[0])
+    for each in (policy, *policies.values()):
+        each.vocabulary = vocabulary
+    check_supports(config, vocabulary)
     if config.student.gradient_checkpointing:
         student.gradient_checkpointing_enable()  # type: ignore[operator]
-    learner = Learner(config, policy, updates_of(config))
-    position, pending = _restore(last[0], learner) if last else (Position(), None)
+    target_heads = {name: lambda each=each: each.head for name, each in policies.items()}
+    learner = Learner(config, policy, config.steps * config.passes * config.updates_per_step, target_heads)
+    position, pending = _restore(last[0], learner) if last else (Position(), {})
+    batch, temperature = config.rollout.batch, config.rollout.temperature
+    answers = [problem.answer for problem in problems if problem.answer is not None]
     return Parts(
         policy=policy,
         tokenizer=tokenizer,
-        teacher=LocalTeacher(teacher_policy, config.microbatch_tokens, config.rollout.temperature),
-        engine=HFEngine(policy, config.rollout.batch),
+        targets={
+            name: LocalTeacher(each, config.microbatch_tokens, temperature, name) for name, each in policies.items()
+        },
+        engines=Engines(HFEngine(policy, batch, guide=teacher_policy), HFEngine(teacher_policy, batch)),
         learner=learner,
         prompts=prompts,
         stop_ids=stop_ids,
-        # a pass over the whole vocabulary, which other gates have no use for
-        newline_ids=newline_ids(tokenizer, policy.head.shape[0] if config.gate.spans == "newline" else 0),
+        # a pass over the whole vocabulary, which other weights have no use for
+        newline_ids=newline_ids(tokenizer, vocabulary if reads_newlines(config) else 0),
+        grader=grader_for(answers) if needs_verifier(config) else None,
         position=position,
         pending=pending,
     )
 
 
-def updates_of(config: TrainConfig) -> int:
-    """Optimiser updates of a whole run."""
-    responses = config.prompts.per_step * config.rollout.samples
-    return config.steps * config.passes * -(-responses // (config.minibatch or responses))
+def check_problems(problems: Sequence[Problem], config: TrainConfig) -> None:
+    """Answers where a weight asks the verifier, solutions where one is learned from. Raises InputError."""
+    streams = {term.stream for term in config.all_terms.values()}
+    wants = {
+        "answer": "a weight reads the verifier's verdict" if needs_verifier(config) else None,
+        "solution": "reference solutions are learned from (rollout.on_policy, or a term's stream)"
+        if "reference" in streams or config.rollout.on_policy < 1
+        else None,
+    }
+    for name, why in wants.items():
+        lacking = [problem.id for problem in problems if getattr(problem, name) is None]
+        if why and lacking:
+            raise InputError(
+                f"prompts.path = {config.prompts.path}: {why}, but problem {lacking[0]!r} has no {name} "
+                f"({len(lacking)} of {len(problems)} lack it); add it, rename with prompts.columns, or take that "
+                f"setting out"
+            )
+
+
+def needs_verifier(config: TrainConfig) -> bool:
+    return "correct" in config.reads
+
+
+def reads_newlines(config: TrainConfig) -> bool:
+    gates = [term.weights.values() for term in config.all_terms.values()]
+    return any(factor.partition.kind == "newline" for factors in gates for factor in factors)
+
+
+def check_supports(config: TrainConfig, vocabulary: int) -> None:
+    """No more most probable tokens than there are. Raises InputError."""
+    wanted = {"objective.k": getattr(config.objective, "k", 0)}
+    wanted |= {f"terms.{name}.objective.k": getattr(t.objective, "k", 0) for name, t in config.terms.items()}
+    tops = {"student_top_ids", "teacher_top_ids", "student_top_logp", "teacher_top_logp"}
+    if config.diagnostics.every or any(tops & term.reads for term in config.all_terms.values()):
+        wanted["diagnostics.k"] = config.diagnostics.k
+    for name, k in wanted.items():
+        if k > vocabulary:
+            raise InputError(f"{name} = {k}: the vocabulary has {vocabulary} tokens; lower {name}")
 
 
 def newline_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
@@ -141,13 +194,8 @@ def lock(out: Path):
     return file
 
 
-def _restore(path: Path, learner: Learner) -> tuple[Position, Experience | None]:
+def _restore(path: Path, learner: Learner) -> tuple[Position, dict[str, Experience]]:
     position, state, pending = checkpoint.load(path)
     learner.optimizer.load_state_dict(state["optimizer"])
     learner.schedule.load_state_dict(state["schedule"])
     return position, pending
-
-
-def _check_support(k: int, teacher: Policy) -> None:
-    if k > teacher.head.shape[0]:
-        raise InputError(f"objective.k = {k}: the vocabulary has {teacher.head.shape[0]} tokens; lower objective.k")

@@ -1,0 +1,49 @@
+"""How student and teacher differ on the student's own answers, and how repetitive these are (arXiv 2604.13016,
+2604.08527).
+
+Shapes: N valid response tokens, K most probable tokens of each side.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..method.head import Summary
+from ..method.supports import overlap_ratio
+from .losses import Scores
+
+
+def distribution_sums(student: Summary, scores: Scores, k: int) -> dict[str, Tensor]:
+    """Sums over tokens of the student's entropy, the entropy gap, the overlap ratio and the overlap advantage.
+
+    student: the current student's entropy and K most probable tokens. entropy_gap: |H^S - H^T|, in nats. overlap: share
+    of the teacher's K tokens among the student's K. overlap_advantage: mean of log q - log p over the tokens in both,
+    weighted by the student's probability there; 0 where there are none.
+    """
+    assert student.entropy is not None
+    assert student.top_ids is not None
+    assert student.top_logp is not None
+    teacher_ids, teacher_logp = scores("teacher_top_ids")[:, :k].long(), scores("teacher_top_logp")[:, :k]
+    gap = (student.entropy - scores("teacher_entropy")).abs()
+    same = student.top_ids[:, :, None] == teacher_ids[:, None]
+    shared = same.any(2)
+    log_q = torch.where(same, teacher_logp[:, None], 0.0).sum(2)
+    mass = student.top_logp.exp() * shared
+    advantage = (mass * (log_q - student.top_logp)).sum(1) / mass.sum(1).clamp(min=torch.finfo(mass.dtype).tiny)
+    return {
+        "entropy": student.entropy.sum(),
+        "entropy_gap": gap.sum(),
+        "overlap": overlap_ratio(student.top_ids, teacher_ids).sum(),
+        "overlap_advantage": advantage.sum(),
+    }
+
+
+def repetition(texts: Sequence[str]) -> float:
+    """Mean over texts of the share of bytes that zlib saves, from 0 (nothing repeats) towards 1; 0 for no texts."""
+    shares = []
+    for text in texts:
+        raw = text.encode()
+        shares.append(max(0.0, 1 - len(zlib.compress(raw, 9)) / len(raw)) if raw else 0.0)
+    return sum(shares) / len(shares) if shares else 0.0

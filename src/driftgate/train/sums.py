@@ -1,0 +1,85 @@
+"""What the micro-batches of an optimiser batch add up, and what follows from it: scales and metrics.
+
+Every entry is a sum over tokens (but for a minimum), so the split into micro-batches does not show.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..errors import RunError
+from ..loss_config import TermSettings
+from .weighing import Weighed
+
+
+@dataclass
+class Sums:
+    """Of one term."""
+
+    known: float | None = None
+    """The denominator, where it was found before the micro-batches."""
+    totals: dict[str, float] = field(default_factory=dict)
+    least: float = math.inf
+    """Smallest weight before normalisation."""
+
+    def add(self, totals: dict[str, Tensor], least: float = math.inf) -> None:
+        values = torch.stack([value.detach().double() for value in totals.values()]).tolist()
+        for name, value in zip(totals, values):
+            self.totals[name] = self.totals.get(name, 0.0) + value
+        self.least = min(self.least, least)
+
+    def denominator(self, term: TermSettings, where: str) -> float:
+        """What the sum of weight * loss is divided by: tokens, or those kept, times the mean of each factor that is to
+        have mean 1 over the optimiser batch. Raises RunError where a gate closed on everything."""
+        if self.known is not None:
+            return self.known
+        factors = [name for name, factor in term.weights.items() if factor.normalise == "minibatch"]
+        value = self.totals.get(term.denominator, 0.0)
+        for name in factors:
+            mean = self.totals[f"factor.{name}"] / self.totals["tokens"]
+            if mean <= 0 and term.weights[name].map.kind == "exp":
+                raise RunError(
+                    f"every gate is 0 ({where}): the drift is too large for tau = {term.weights[name].map.tau}; "  # type: ignore[union-attr]
+                    f"lower it (gate.tau)"
+                )
+            value *= mean
+        return value
+
+    def metrics(self, term: TermSettings, where: str) -> dict[str, float]:
+        """Per-token means; `gate_` is the product of the term's factors before any is scaled.
+
+        `gate_ess` is the share of the tokens that weights of this spread are worth (Kish).
+        """
+        t = self.totals
+        if not t.get("tokens"):
+            return {"tokens": 0.0}
+        count, closed = t["tokens"], t["closed"] / t["tokens"]
+        denominator = self.denominator(term, where)
+        metrics = {
+            "loss": t["loss"] / denominator if denominator else 0.0,
+            "loss_ungated": t["ungated"] / count,
+            "gate_mean": 1 - closed,
+            "gate_min": self.least,
+            "gate_std": math.sqrt(max(t["closed_squared"] / count - closed**2, 0.0)),
+            "gate_ess": t["gate"] ** 2 / max(t["gate_squared"] * count, 1e-300),
+            "tokens": count,
+        }
+        means = {n: t[n] / count for n in MEANS if n in t}
+        if means.get("drift_abs"):
+            means["cancellation"] = means["drift_span"] / means["drift_abs"]
+        return metrics | {"gated": float(metrics["gate_std"] > 1e-6)} | means
+
+
+MEANS = ("clipped", "drift_abs", "drift_span", "entropy", "entropy_gap", "overlap", "overlap_advantage")
+"""Sums whose mean over tokens is a metric under the same name."""
+
+
+def weight_sums(weighed: Weighed) -> dict[str, Tensor]:
+    """Sums over a term's weights [N] in float64, of 1 - g too: gates are near 1, and their spread would drown in
+    rounding."""
+    wide = weighed.raw.double()
+    closed = 1 - wide
+    sums = {"gate": wide.sum(), "gate_squared": wide.square().sum(), "tokens": wide.new_tensor(len(wide))}
+    return sums | {"closed": closed.sum(), "closed_squared": closed.square().sum()} | weighed.sums

@@ -1,0 +1,211 @@
+"""From a term's factors to its tokens' weights: the configured side of `method.signals` and `method.weights`.
+
+Shapes: N tokens of whole sequences, S spans. Factors with mean 1 over the optimiser batch are returned unscaled, with
+their sums: the mean is known only once all micro-batches have been seen (`Sums.scale`).
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .. import keyed
+from ..data.experience import Experience
+from ..errors import RunError
+from ..loss_config import Condition, Factor, Partition, TermSettings, ThresholdMap
+from ..method import weights as steps
+from ..method.changepoint import changepoint_spans, keep_before_drop
+from ..method.gates import unit_mean
+from ..method.signals import READABLE, SIGNALS, Streams, drift
+from ..method.spans import fixed_spans, newline_spans, random_spans, sequence_spans, token_spans
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in a run an update stands: the address of its random draws, and the age of its rollouts."""
+
+    seed: int
+    step: int
+    """Rollout batches before this one."""
+    update: int = 0
+    """Optimiser updates since the rollout."""
+
+    def uniforms(self, purpose: str, name: str, sequences: Tensor) -> Tensor:
+        """float64 [N] in [0, 1): a draw for each token, whatever other sequences there are. name: of the factor."""
+        numbers, counts = sequences.cpu().unique_consecutive(return_counts=True)
+        parts = [
+            keyed.generator(self.seed, purpose, name, self.step, self.update, number).random(count)
+            for number, count in zip(numbers.tolist(), counts.tolist())
+        ]
+        draws = torch.cat([torch.from_numpy(part) for part in parts]) if parts else torch.zeros(0, dtype=torch.float64)
+        return draws.to(sequences.device)
+
+
+@dataclass
+class Weighed:
+    """The weights of some tokens, and what their sums need."""
+
+    weight: Tensor
+    """[N]: the product of the factors, those with mean 1 over the optimiser batch unscaled."""
+    raw: Tensor
+    """[N]: the product before any normalisation; what metrics describe."""
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """`factor.NAME`, the sum over tokens of each factor with mean 1 over the optimiser batch, and `kept`, the weights
+    above 0."""
+    tau: dict[str, float] = field(default_factory=dict)
+    """The tau that a factor chose for its effective sample size."""
+
+
+Spans = dict[Partition, Tensor]
+
+
+def fixed_partitions(term: TermSettings, batch: Experience, newline_ids: Tensor) -> Spans:
+    """The term's partitions that do not move with the drift, over the whole batch: int64 [N] each.
+
+    newline_ids: bool [V], True where a token's text contains a newline.
+    """
+    return {f.partition: partition_spans(f.partition, batch, newline_ids) for f in term.weights.values() if _fixed(f)}
+
+
+def partition_spans(partition: Partition, batch: Experience, newline_ids: Tensor) -> Tensor:
+    """int64 [N]: the spans of a block, newline, token or sequence partition."""
+    if partition.kind == "newline":
+        ends = newline_ids[batch.ids]
+        return newline_spans(batch.rows, ends, partition.min_tokens, partition.max_tokens, partition.size)
+    if partition.kind == "block":
+        return fixed_spans(batch.rows, partition.size)
+    return sequence_spans(batch.rows) if partition.kind == "sequence" else token_spans(batch.rows)
+
+
+def weigh(term: TermSettings, streams: Streams, spans: Spans, moment: Moment) -> Weighed:
+    """The weights of the tokens of `streams`. spans: `fixed_partitions`, of these tokens.
+
+    Raises RunError where a factor cannot be normalised.
+    """
+    ones = torch.ones(streams.rows.shape, device=streams.rows.device)
+    weighed = Weighed(ones, ones)
+    for name, factor in term.weights.items():
+        values = factor_values(name, factor, streams, spans, moment, weighed.tau)
+        weighed.raw = weighed.raw * values
+        if factor.normalise == "minibatch":
+            weighed.sums[f"factor.{name}"] = values.double().sum()
+        elif factor.normalise == "sequence":
+            values = _unit_mean_by_sequence(name, values, streams.rows)
+        weighed.weight = weighed.weight * values
+    weighed.sums["kept"] = (weighed.weight > 0).double().sum()
+    return weighed
+
+
+def factor_values(
+    name: str, factor: Factor, streams: Streams, spans: Spans, moment: Moment, tau: dict[str, float]
+) -> Tensor:
+    """One factor [N] before normalisation: signal -> reduce -> map -> control. Notes a chosen tau in `tau`."""
+    signal = observe(factor.signal, streams)
+    if factor.partition.kind == "prefix":
+        reduced = steps.reduce_prefix(signal, streams.rows, factor.reduce, factor.partition.exclusive)
+        ids = token_spans(streams.rows)
+    else:
+        ids = _spans(name, factor, streams, spans, moment)
+        reduced = steps.reduce_spans(signal, ids, factor.reduce)
+    if factor.map.kind == "before_drop":
+        mapped = keep_before_drop(streams.rows, signal, ids)[steps.first_of(ids)].float()
+    else:
+        mapped = _mapped(name, factor, reduced, ids, streams, moment, tau)
+    values = _controlled(name, factor, mapped, ids, streams, moment)[ids]
+    if factor.where is not None:
+        values = torch.where(observe(factor.where, streams) > 0, values, factor.otherwise)
+    return values
+
+
+def observe(wanted: str | Condition, streams: Streams) -> Tensor:
+    """float [N]: a signal, or 1 where a condition on it holds, else 0."""
+    if isinstance(wanted, str):
+        return SIGNALS[wanted].compute(streams)
+    values = SIGNALS[wanted.signal].compute(streams)
+    return _beyond(values, wanted).float()
+
+
+def streams_of(batch: Experience, tokens: Tensor, logp: Tensor | None, moment: Moment, k: int) -> Streams:
+    """What weights may look at, for tokens (int64 [N], places in the batch) on the device of their log-probabilities.
+
+    logp: float [N], log p(y_t) of the current student. k: tokens of each side that overlap and divergence look at.
+    """
+    device = torch.device("cpu") if logp is None else logp.device
+    known = {name: value for name, value in batch.scores.items() if name in READABLE}
+    known = {name: value[:, :k] if value.dim() > 1 else value for name, value in known.items()}
+    values = {name: value[tokens].to(device) for name, value in known.items()}
+    if logp is not None:
+        values["logp"] = logp.detach()
+    sequences = batch.rows[tokens].to(device)
+    rows = torch.unique_consecutive(sequences, return_inverse=True)[1]  # a micro-batch holds them sorted by length
+    return Streams(sequences, rows, batch.place[tokens].to(device), moment.update, values)
+
+
+def _beyond(values: Tensor, threshold: Condition | ThresholdMap) -> Tensor:
+    """bool: above `above`, or below `below`, whichever is given."""
+    if threshold.above is not None:
+        return values > threshold.above
+    assert threshold.below is not None
+    return values < threshold.below
+
+
+def _fixed(factor: Factor) -> bool:
+    return factor.partition.kind not in ("prefix", "changepoint")
+
+
+def _spans(name: str, factor: Factor, streams: Streams, spans: Spans, moment: Moment) -> Tensor:
+    """int64 [N], ids from 0 without gaps."""
+    partition = factor.partition
+    if partition.kind == "changepoint":
+        ids = changepoint_spans(streams.rows, drift(streams), partition.min_tokens, partition.penalty)
+    else:
+        ids = torch.unique_consecutive(spans[partition], return_inverse=True)[1]
+    if factor.control == "shuffle_boundaries":
+        return random_spans(streams.rows, ids, moment.uniforms("control", name, streams.sequences))
+    return ids
+
+
+def _mapped(
+    name: str, factor: Factor, values: Tensor, ids: Tensor, streams: Streams, moment: Moment, tau: dict[str, float]
+) -> Tensor:
+    """[S] to [S]."""
+    how = factor.map
+    if how.kind == "exp":
+        return torch.exp(-how.tau * values)
+    if how.kind == "target_ess":
+        tau[name] = steps.tau_for_ess(values, ids.bincount(), how.share, how.max_tau)
+        return torch.exp(-tau[name] * (values - values.min())) if len(values) else values
+    if how.kind == "threshold":
+        return torch.where(_beyond(values, how), how.hit, how.miss)
+    if how.kind == "affine":
+        return steps.affine(values, how.offset, how.scale, how.low, how.high, how.shift)
+    if how.kind == "sigmoid":
+        return steps.sigmoid(values, how.centre, how.width, how.low)
+    if how.kind == "keep_top":
+        return steps.keep_top(values, how.share)
+    if how.kind == "bernoulli":
+        trusted = moment.uniforms("bernoulli", name, streams.sequences)[steps.first_of(ids)] < values
+        return (trusted ^ how.complement).to(values.dtype)
+    return values
+
+
+def _controlled(name: str, factor: Factor, values: Tensor, ids: Tensor, streams: Streams, moment: Moment) -> Tensor:
+    """[S] to [S]: the factor's control, if any, on the values of its spans."""
+    if factor.control in (None, "shuffle_boundaries"):
+        return values
+    if factor.control == "inverse":
+        return steps.inverse(values)
+    if factor.control == "constant":
+        return steps.constant(values, ids.bincount())
+    first = steps.first_of(ids)
+    draws = moment.uniforms("control", name, streams.sequences)[first]
+    if factor.control == "shuffle_within":
+        return steps.shuffle_within(values, streams.rows[first], draws)
+    return steps.shuffle_across(values, draws) if factor.control == "shuffle_across" else steps.resample(values, draws)
+
+
+def _unit_mean_by_sequence(name: str, values: Tensor, rows: Tensor) -> Tensor:
+    try:
+        return unit_mean(values, rows)
+    except ValueError as error:
+        raise RunError(f"weight {name}: {error}; of a gate the drift is too large for gate.tau, lower it") from None
