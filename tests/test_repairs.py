@@ -1,0 +1,315 @@
+"""Every shipped repair, control and variant of ours: an update against its slow twin on both models' full logits."""
+
+import copy
+import json
+from dataclasses import dataclass
+from functools import cache, partial
+
+import pytest
+import repair_twins as twin
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from driftgate.recipe import load_recipe, shipped_recipes
+from driftgate.train import loop, setup
+from driftgate.train.learner import Portion
+from driftgate.train.stop import StopSignal
+from driftgate.train.tracking import Display, Metrics
+from driftgate.train.weighing import Moment
+
+TINY = [
+    "prompts.per_step=4",
+    "rollout.samples=3",
+    "rollout.max_new_tokens=40",
+    "rollout.allow_truncated=true",
+    "rollout.temperature=0.9",
+    "optimizer.lr=0.003",
+    "optimizer.warmup=0",
+    "optimizer.clip_norm=1e9",
+    "microbatch_tokens=60",
+    "student.dtype=float64",
+    "teacher.dtype=float64",
+    "diagnostics.every=0",
+    "threads=1",
+    "device=cpu",
+]
+SOLUTIONS = ["3+4=7", "12-7=5\n5+1=6\n", "25-2=23\n\\boxed{7}", "40+2", "9\n", "1+1=2\n2"]
+RIGHT = [False] * 3 + [True] * 3 + [True, False, False] + [True, True, False]  # of 4 prompts: none, all, some, some
+
+
+@dataclass
+class Case:
+    twin: object
+    """Of the streams: losses of terms, weights of terms."""
+    overrides: str = ""
+    weights: str = ""
+    """What the weights must show: `vary`, `mask` (some 0, some not) or `mixed` (both)."""
+    coefs: tuple = ()
+    age: int = 1
+    """Updates of the whole batch before the one that is compared."""
+
+
+LSM8, GATE = twin.lsm_loss(8), "gate.size=8 gate.tau=3"
+CASES = {
+    "repairs/gkd": Case(partial(twin.gkd, loss=twin.jsd)),
+    "repairs/gkd_forward_kl": Case(partial(twin.gkd, loss=twin.forward_kl)),
+    "repairs/gkd_reverse_kl": Case(partial(twin.gkd, loss=twin.reverse_kl)),
+    "repairs/lsm": Case(partial(twin.lsm, k=6), "objective.k=6"),
+    "repairs/rethinking_opd": Case(partial(twin.rethinking, k=6), "objective.k=6"),
+    "repairs/rethinking_opd_code": Case(partial(twin.rethinking_code, k=6), "objective.k=6"),
+    "repairs/stable_opd": Case(twin.stable_opd, coefs=(("gold", 0.1), ("anchor", 0.01))),
+    "repairs/eopd": Case(
+        partial(twin.eopd, above=2.4, k=6),
+        "terms.unsure.weights.entropy.signal.above=2.4 terms.unsure.objective.k=6",
+        "mask",
+    ),
+    "repairs/popd": Case(twin.plain, "rollout.horizon.start=10"),
+    "repairs/topd": Case(twin.plain),
+    "repairs/prune_opd": Case(
+        partial(twin.prune_opd, least=0.3, step=0.1, k=16),
+        "weights.pruned.signal.below=0.3 weights.pruned.map.scale=-0.1 rollout.horizon.start=30",
+        "vary",
+    ),
+    "repairs/tip": Case(twin.tip, weights="mask"),
+    "repairs/scope": Case(partial(twin.scope, wrong_loss=LSM8), weights="mixed"),
+    "repairs/scope_sampled": Case(
+        partial(twin.scope, wrong_loss=lambda a, t: twin.policy_gradient(a, t, "recomputed", None, None)),
+        weights="mixed",
+    ),
+    "repairs/sg_opd": Case(twin.sg_opd, weights="vary"),
+    "repairs/sg_opd_phased": Case(twin.sg_opd_phased, weights="vary", coefs=(("teacher_samples", 0.1),)),
+    "repairs/tropd": Case(partial(twin.tropd, k=12), "terms.outliers.objective.k=12", "mask"),
+    "repairs/tropd_prefix": Case(
+        partial(twin.tropd, k=12), "terms.outliers.objective.k=12 rollout.teacher_prefix=8", "mask"
+    ),
+    "repairs/fire_opd": Case(twin.fire_opd, weights="mixed"),
+    "repairs/f_opd": Case(twin.f_opd, weights="vary", age=2),
+    "repairs/async_opd": Case(twin.async_opd),
+    "repairs/iw_opd": Case(twin.iw_opd, weights="vary"),
+    "repairs/pw_opsd": Case(twin.pw_opsd, "teacher.context='{problem}{solution}'", "vary"),
+    "repairs/trb": Case(partial(twin.rethinking, k=6), "objective.k=6"),
+    "repairs/prefix_teach": Case(twin.prefix_teach, weights="mask"),
+    "repairs/opsm": Case(
+        partial(twin.opsm, loss=twin.policy_gradient, delta=0.05), "weights.fresh.map.above=0.05", "mask"
+    ),
+    "repairs/truncated_is": Case(twin.truncated_is, weights="vary"),
+    "controls/constant": Case(partial(twin.gated, control="constant"), GATE),
+    "controls/inverse": Case(partial(twin.gated, control="inverse", tau=30.0), "gate.size=8 gate.tau=30", "vary"),
+    "controls/resample": Case(partial(twin.gated, control="resample"), GATE, "vary"),
+    "controls/shuffle_within": Case(partial(twin.gated, control="shuffle_within"), GATE, "vary"),
+    "controls/shuffle_across": Case(partial(twin.gated, control="shuffle_across"), GATE, "vary"),
+    "controls/shuffle_boundaries": Case(partial(twin.gated, spans=twin.random_spans), GATE, "vary"),
+    "controls/token": Case(partial(twin.gated, spans=twin.token_spans), GATE, "vary"),
+    "controls/sequence": Case(partial(twin.gated, spans=twin.sequence_spans), GATE, "vary"),
+    "controls/age_only": Case(twin.age_only, age=3),
+    "controls/opsm": Case(partial(twin.opsm, loss=LSM8), weights="mask"),
+    "controls/truncated_is": Case(twin.lsm_truncated_is, weights="vary"),
+    "ours/recomputed_block64": Case(
+        partial(twin.gated, loss=lambda a, t: twin.policy_gradient(a, t, "recomputed")), GATE, "vary"
+    ),
+    "ours/lsm_block64_8_passes": Case(twin.gated, GATE, "vary", age=7),
+    "ours/target_ess": Case(partial(twin.gated, target=0.9), GATE, "vary"),
+    "ours/changepoint": Case(
+        partial(twin.gated, spans=twin.changepoint_spans), "gate.min_tokens=4 gate.penalty=0.5 gate.tau=3", "vary"
+    ),
+    "ours/changepoint_target_ess": Case(
+        partial(twin.gated, spans=twin.changepoint_spans, target=0.9), "gate.min_tokens=4 gate.penalty=0.5", "vary"
+    ),
+}
+SPLIT = [
+    "repairs/gkd",
+    "repairs/stable_opd",
+    "repairs/eopd",
+    "repairs/prune_opd",
+    "repairs/tip",
+    "repairs/scope",
+    "repairs/sg_opd_phased",
+    "repairs/tropd",
+    "repairs/fire_opd",
+    "repairs/f_opd",
+    "repairs/iw_opd",
+    "repairs/prefix_teach",
+    "repairs/opsm",
+    "controls/inverse",
+    "controls/shuffle_within",
+    "controls/shuffle_across",
+    "controls/resample",
+    "controls/truncated_is",
+    "ours/changepoint_target_ess",
+]
+"""One recipe for each mechanism."""
+
+
+NUMBERS = {
+    "repairs/gkd": {"rollout.on_policy": 0.5, "objective.beta": 0.5},
+    "repairs/lsm": {"objective.kind": "lsm", "objective.k": 32, "rollout.top_p": 0.9},
+    "repairs/rethinking_opd": {"objective.k": 16},
+    "repairs/rethinking_opd_code": {"objective.k": 16},
+    "repairs/stable_opd": {"terms.gold.coef": 0.1, "terms.anchor.coef": 0.01},
+    "repairs/eopd": {
+        "terms.unsure.weights.entropy.signal.above": 0.8,
+        "terms.unsure.objective.k": 16,
+        "terms.unsure.coef": 1.0,
+    },
+    "repairs/prune_opd": {
+        "weights.pruned.signal.below": 0.7,
+        "weights.pruned.map.scale": -0.01,
+        "diagnostics.k": 16,
+        "rollout.horizon.near": 100,
+        "rollout.horizon.least_share": 0.1,
+        "rollout.horizon.change": 100,
+        "rollout.horizon.patience": 3,
+    },
+    "repairs/truncated_is": {"weights.importance.map.high": 2.0},
+    "ours/lsm_block64_8_passes": {"passes": 8, "gate.size": 64, "gate.tau": 1.0},
+} | {f"controls/{name}": {"gate.size": 64, "gate.tau": 1.0} for name in ("constant", "resample", "inverse", "token")}
+"""What the works say and the cases below scale to the tiny pair."""
+
+
+@cache
+def loaded(path):
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def prompts(prompt_file, tmp_path_factory):
+    rows = [json.loads(line) for line in prompt_file.read_text().splitlines()]
+    path = tmp_path_factory.mktemp("solved") / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row | {"solution": text}) + "\n" for row, text in zip(rows, SOLUTIONS)))
+    return path
+
+
+def begin(config, out):
+    """Parts and rollout of a student that is no longer the initial one, with verdicts of every kind."""
+    parts = setup.set_up(config, out)
+    draws = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in parts.policy.parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=draws, dtype=parameter.dtype)
+    if setup.reads_newlines(config):  # lines are rare among random tokens: let a sixth of them end one
+        parts.newline_ids[::6] = True
+    metrics = Metrics(out / "metrics.jsonl", parts.position)
+    display = Display(Console(quiet=True), config.steps, 0)
+    streams = loop.collect(config, parts, parts.position, metrics, out, display, StopSignal())
+    if "correct" in config.reads:
+        batch = streams["student"]
+        streams["student"] = batch.with_scores(correct=torch.tensor(RIGHT).float()[batch.rows])
+    return parts, streams
+
+
+def portions(config, parts, streams, chosen):
+    return {
+        name: Portion(batch, chosen[name], *loop.spans_of(config, parts, name, batch))
+        for name, batch in streams.items()
+    }
+
+
+def seen(config, parts, before, batch, chosen, moment):
+    """A stream's optimiser batch as the twins want it: every model's full log-probabilities, sequence by sequence."""
+    kept = [i for i in sorted(chosen) if batch.keep[i].any()]
+    models = {
+        "p": parts.policy.model,
+        "o": before,
+        "q": loaded(config.teacher.path),
+        "first": loaded(config.student.path),
+    }
+
+    def log_probs(who, i):
+        prompt = (batch.teacher_prompts if who == "q" else batch.prompts)[i]
+        with torch.set_grad_enabled(who == "p"):
+            logits = models[who](input_ids=torch.cat([prompt, batch.responses[i]])[None]).logits[
+                0, len(prompt) - 1 : -1
+            ]
+            return (logits / config.rollout.temperature).log_softmax(-1)[batch.keep[i]]
+
+    def draws(purpose, name):
+        return [moment.uniforms(purpose, name, torch.full((int(batch.keep[i].sum()),), i)).tolist() for i in kept]
+
+    answers = [
+        twin.Answer(
+            i // config.rollout.samples,
+            batch.responses[i][batch.keep[i]].tolist(),
+            correct=RIGHT[i],
+            **{who: log_probs(who, i) for who in models},
+        )
+        for i in kept
+    ]
+    newlines = set(parts.newline_ids.nonzero().flatten().tolist())
+    return twin.Batch(answers, moment.update, newlines, draws)
+
+
+def check_weights(weights, wanted):
+    for group in weights.values():
+        values = [w for part in group for w in part]
+        if wanted in ("vary", "mixed"):
+            kept = [w for w in values if w > 0]
+            assert max(kept) > 1.05 * min(kept)
+        if wanted in ("mask", "mixed"):
+            assert 0.02 < sum(w == 0 for w in values) / len(values) < 0.98
+    assert weights or not wanted
+
+
+def compare(name, case, pair, prompts, out, minibatch):
+    student, teacher = pair
+    paths = [f"student.path={student}", f"teacher.path={teacher}", f"prompts.path={prompts}"]
+    shown = [] if "teacher.context" in case.overrides else ["teacher.context=2{problem}"]
+    config = load_recipe(name, [*TINY, *paths, *shown, f"minibatch={minibatch}", *case.overrides.split()])
+    parts, streams = begin(config, out)
+    before = copy.deepcopy(parts.policy.model)
+    schedule = list(loop.schedule(config, 0))
+    for number in range(case.age):
+        update(config, parts, streams, schedule, number)
+    chosen, moment = of_streams(config, streams, schedule, case.age), Moment(config.seed, 0, case.age)
+    batches = {n: seen(config, parts, before, batch, chosen[n], moment) for n, batch in streams.items()}
+    losses, weights = case.twin(batches)
+    total = losses["main"] + sum(coef * losses[term] for term, coef in case.coefs or weights_of_one(losses))
+    parameters = list(parts.policy.model.parameters())
+    expected = torch.autograd.grad(total, parameters, allow_unused=True)
+    metrics = update(config, parts, streams, schedule, case.age)
+    for term, loss in losses.items():
+        found = metrics["loss" if term == "main" else f"{term}.loss"]
+        assert found == pytest.approx(loss.item(), rel=1e-7), term
+    for parameter, wanted in zip(parameters, expected):
+        assert (parameter.grad - wanted).norm() < 1e-6 * wanted.norm()
+    return weights
+
+
+def weights_of_one(losses):
+    return [(term, 1.0) for term in losses if term != "main"]
+
+
+def of_streams(config, streams, schedule, number):
+    _, minibatch, sequences = schedule[number % len(schedule)]
+    return {n: loop.sequences_of(config, n, batch, sequences, minibatch) for n, batch in streams.items()}
+
+
+def update(config, parts, streams, schedule, number):
+    chosen = of_streams(config, streams, schedule, number)
+    return parts.learner.update(portions(config, parts, streams, chosen), Moment(config.seed, 0, number))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_update_is_the_works_own(name, pair, prompts, tmp_path):
+    weights = compare(name, CASES[name], pair, prompts, tmp_path, "null")
+    check_weights(weights, CASES[name].weights)
+
+
+@pytest.mark.parametrize("name", SPLIT)
+def test_an_update_on_a_part_of_the_rollout_is_the_works_own(name, pair, prompts, tmp_path):
+    compare(name, CASES[name], pair, prompts, tmp_path, 5)
+
+
+def test_no_shipped_repair_is_without_a_twin():
+    rooms = ("repairs/", "controls/", "ours/")
+    assert {name for name in shipped_recipes() if name.startswith(rooms)} == set(CASES)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_the_shipped_recipe_has_the_works_numbers(name):
+    settings = load_recipe(name).model_dump()
+    for place, wanted in NUMBERS[name].items():
+        found = settings
+        for part in place.split("."):
+            found = found[part]
+        assert found == wanted, place

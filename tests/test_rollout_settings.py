@@ -1,0 +1,407 @@
+"""What the settings of rollout control make of a rollout: limits, mixtures, prefixes, budgets, other streams."""
+
+import copy
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import collected, portions_of
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from driftgate.recipe import check_config, load_recipe
+from driftgate.rollout.horizon import LengthController
+from driftgate.train import loop
+from driftgate.train.checkpoint import Position
+from driftgate.train.run import run
+from driftgate.train.stop import Stopped, StopSignal
+from driftgate.train.tracking import Display, Metrics
+from driftgate.train.weighing import Moment
+
+EOS, QUIET = 1, Console(quiet=True)
+SOLUTIONS = ["3+4=7", "12-7=5\n5+1=6\n\\boxed{6}", "5*5=25\n25-2=23", "40+2=42\n42-33=9", "9", "1+1=2"]
+GREEDY = 1e-9
+"""A nucleus of the one most probable token."""
+
+
+@pytest.fixture
+def values(settings, tmp_path):
+    """Settings with a solution for every problem and room for cut responses."""
+    rows = [json.loads(line) for line in Path(settings["prompts"]["path"]).read_text().splitlines()]
+    path = tmp_path / "solved.jsonl"
+    path.write_text("".join(json.dumps(row | {"solution": text}) + "\n" for row, text in zip(rows, SOLUTIONS)))
+    changed = copy.deepcopy(settings) | {"minibatch": None, "gate": {"spans": "none"}}
+    changed["prompts"] = {"path": str(path), "per_step": 4}
+    changed["rollout"] |= {"allow_truncated": True}
+    return changed
+
+
+def with_rollout(values, **rollout):
+    return check_config(values | {"rollout": values["rollout"] | rollout})
+
+
+def collect(config, parts, out, step, controller=None):
+    """The streams of a step, counted from 0."""
+    position = Position(step, controller=controller)
+    display = Display(QUIET, config.steps, 0)
+    return loop.collect(config, parts, position, Metrics(out / "m.jsonl", position), out, display, StopSignal())
+
+
+def responses(streams, name="student"):
+    return [part.tolist() for part in streams[name].responses]
+
+
+def cut(ids, limit):
+    return ids[:limit]
+
+
+# limits
+
+
+@pytest.mark.parametrize(
+    ("horizon", "limits"),
+    [
+        ({"kind": "growing", "start": 6, "increment": 7, "every": 2}, [6, 6, 13, 13, 20, 20, 25, 25]),
+        ({"kind": "share", "rho": 0.5}, [12] * 3),
+        ({"kind": "share", "rho": 0.29}, [7]),
+        (None, [25, 25]),
+    ],
+)
+def test_only_the_first_tokens_are_sampled_up_to_the_limit_of_the_step(values, tmp_path, horizon, limits):
+    config = with_rollout(values, max_new_tokens=25, horizon=horizon)
+    parts, _ = collected(config, tmp_path / "run")
+    whole_config = with_rollout(values, max_new_tokens=25)
+    for step, limit in enumerate(limits):
+        found = collect(config, parts, tmp_path / "run", step)
+        assert parts.last_rollout.get("limit", 25) == limit
+        whole = collect(whole_config, parts, tmp_path / "run", step)
+        assert responses(found) == [cut(ids, limit) for ids in responses(whole)]
+        assert found["student"].finished.tolist() == [EOS in cut(ids, limit) for ids in responses(whole)]
+    assert max(map(len, responses(found))) == limits[-1]
+
+
+CONTROLLER = {"kind": "controller", "start": 12, "near": 3, "least_share": 0.85, "change": 4, "patience": 2}
+
+
+def test_the_length_controller_follows_the_rollouts(values, tmp_path):
+    config = with_rollout(values | {"steps": 12}, horizon=CONTROLLER)
+    run(config, tmp_path / "run", QUIET)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    limits = [line["limit"] for line in lines if line["kind"] == "rollout"]
+    cap, misses, moves = 12, 0, []
+    for step, limit in enumerate(limits):
+        assert limit == cap
+        rows = (tmp_path / "run" / "rollouts" / f"step-{step + 1:06d}.jsonl").read_text().splitlines()
+        lengths = [len(json.loads(row)["ids"]) for row in rows]
+        if sum(length >= cap - 3 for length in lengths) >= 0.85 * len(lengths):
+            moves.append("up")
+            cap, misses = min(cap + 4, 40), 0
+            continue
+        misses += 1
+        moves.append("miss")
+        if misses == 2:
+            moves.append("down")
+            cap, misses = max(cap - 4, 12), 0
+    assert {"up", "miss", "down"} <= set(moves)
+
+
+def test_the_controller_of_a_checkpoint_sets_the_next_limit(values, tmp_path):
+    config = with_rollout(values, horizon=CONTROLLER)
+    parts, _ = collected(config, tmp_path / "run")
+    assert parts.last_rollout["limit"] == 12
+    streams = collect(config, parts, tmp_path / "run", 1, LengthController(20, misses=1))
+    assert parts.last_rollout["limit"] == max(map(len, responses(streams))) == 20
+    collect(config, parts, tmp_path / "run", 1, LengthController(64))
+    assert parts.last_rollout["limit"] == 40  # max_new_tokens stays the bound
+
+
+# stopping and going on
+
+STATEFUL = {
+    "controller": {"rollout": {"horizon": CONTROLLER}},
+    "growing": {"rollout": {"horizon": {"kind": "growing", "start": 6, "increment": 7, "every": 2}}},
+    "mixture": {"rollout": {"on_policy": 0.5}},
+    "prefix": {"rollout": {"teacher_prefix": 8, "teacher_prefix_steps": 3}},
+    "budget": {"rollout": {"kl_budget": 0.3, "kl_budget_steps": 3}},
+    "streams": {
+        "terms": {
+            "gold": {"objective": {"kind": "nll"}, "stream": "reference", "coef": {"start": 1, "end": 0, "steps": 3}},
+            "taught": {"objective": {"kind": "nll"}, "stream": "teacher"},
+        }
+    },
+    "initial": {
+        "terms": {"anchor": {"objective": {"kind": "divergence", "target": "initial"}}},
+    },
+    "bernoulli": {
+        "objective": {"kind": "sampled_token"},
+        "weights": {"trust": {"signal": "teacher_ratio", "map": "bernoulli", "normalise": "none"}},
+    },
+}
+
+
+def metrics_of(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: v for key, v in line.items() if not key.startswith("seconds")} for line in lines]
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_an_interrupted_run_has_the_metrics_of_one_that_was_not(values, tmp_path, monkeypatch, name):
+    changes = dict(STATEFUL[name])
+    rollout = values["rollout"] | changes.pop("rollout", {})
+    config = check_config(values | {"steps": 4, "minibatch": 7} | changes | {"rollout": rollout})
+    run(config, tmp_path / "whole", QUIET)
+    original, made = loop.timed_update, []
+
+    def stopping(*args):
+        done = original(*args)
+        made.append(done)
+        if len(made) in (3, 4, 9):  # 4 updates a step: in the middle of the first, at its end, in the third
+            os.kill(os.getpid(), signal.SIGTERM)
+        return done
+
+    monkeypatch.setattr(loop, "timed_update", stopping)
+    for _ in range(3):
+        with pytest.raises(Stopped):
+            run(config, tmp_path / "parts", QUIET)
+    run(config, tmp_path / "parts", QUIET)
+    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+
+
+# mixtures
+
+
+def references_in(batch):
+    """Which responses no engine drew: their log-probabilities are NaN."""
+    undrawn = batch.engine_logp.isnan()
+    return [bool(undrawn[batch.rows == i].all()) for i in range(len(batch.responses))]
+
+
+def solution_ids(parts, text):
+    return [*parts.tokenizer(text, add_special_tokens=False)["input_ids"], EOS]
+
+
+def solutions_of_step(config, parts, step):
+    chosen = loop.prompts_of_step(parts.prompts, config, step)
+    return [prompt.problem.solution for prompt in chosen]
+
+
+def test_reference_solutions_take_their_share_of_the_responses(values, tmp_path):
+    config = with_rollout(values, max_new_tokens=13, samples=60, on_policy=0.3)
+    parts, streams = collected(config, tmp_path / "run")
+    batch = streams["student"]
+    references = references_in(batch)
+    assert abs(sum(references) / 240 - 0.7) < 4 * math.sqrt(0.3 * 0.7 / 240)
+    own = responses(
+        {"student": collect(with_rollout(values, max_new_tokens=13, samples=60), parts, tmp_path, 0)["student"]}
+    )
+    lengths = set()
+    for i, text in enumerate(solutions_of_step(config, parts, 0)):
+        wanted = solution_ids(parts, text)
+        lengths.add(len(wanted) > 13)
+        for n in range(60 * i, 60 * i + 60):
+            ids = batch.responses[n].tolist()
+            assert ids == (wanted[:13] if references[n] else own[n])
+            if references[n]:
+                assert bool(batch.finished[n]) == (len(wanted) <= 13)
+                assert batch.keep[n].all()
+    assert lengths == {True, False}  # of the solutions some were cut
+    assert set(references[:60]) == set(references[60:120]) == {True, False}  # drawn for each response
+
+
+def test_the_mixture_is_drawn_anew_at_each_step_and_the_same_on_a_rerun(values, tmp_path):
+    config = with_rollout(values, max_new_tokens=8, samples=20, on_policy=0.5)
+    parts, first = collected(config, tmp_path / "run")
+    draws = [references_in(collect(config, parts, tmp_path / "run", step)["student"]) for step in (0, 1)]
+    again = collected(config, tmp_path / "again")[1]
+    assert draws[0] == references_in(first["student"]) == references_in(again["student"])
+    assert responses(first) == responses(again)
+    assert draws[0] != draws[1]
+
+
+@pytest.mark.parametrize(("share", "references"), [(0.0, True), (1.0, False)])
+def test_the_ends_of_the_mixture(values, tmp_path, share, references):
+    config = with_rollout(values, on_policy=share)
+    parts, streams = collected(config, tmp_path / "run")
+    assert references_in(streams["student"]) == [references] * 12
+    metrics = parts.learner.update(portions_of(config, parts, streams, range(12)), Moment(3, 0))
+    assert math.isfinite(metrics["loss"])
+    assert "mismatch_mean" in parts.last_rollout if not references else "mismatch_mean" not in parts.last_rollout
+
+
+# what the teacher writes
+
+
+def greedy(path, prompt, tokens):
+    """The most probable continuation, by full forwards, up to the stop token."""
+    model, ids = AutoModelForCausalLM.from_pretrained(path), list(prompt)
+    for _ in range(tokens):
+        ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == EOS:
+            break
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("context", [None, "{solution}{problem}"])
+def test_the_prefix_is_the_teachers_and_context_alone(values, tmp_path, context):
+    values["teacher"] |= {"context": context}
+    config = with_rollout(values, samples=1, max_new_tokens=14, top_p=GREEDY, teacher_prefix=5)
+    parts, streams = collected(config, tmp_path / "run")
+    batch = streams["student"]
+    for prompt, shown, ids, keep in zip(batch.prompts, batch.teacher_prompts, batch.responses, batch.keep):
+        begun = greedy(values["teacher"]["path"], shown.tolist(), 5)
+        whole = [*begun, *greedy(values["student"]["path"], [*prompt.tolist(), *begun], 14 - 5)]
+        assert ids.tolist() == whole
+        assert keep.tolist() == [False] * len(begun) + [True] * (len(whole) - len(begun))
+        assert (context is None) == torch.equal(prompt, shown)
+    assert len(batch.ids) == sum(int(keep.sum()) for keep in batch.keep) < sum(map(len, batch.responses))
+    metrics = parts.learner.update(portions_of(config, parts, streams, range(4)), Moment(3, 0))
+    assert metrics["tokens"] == len(batch.ids)
+
+
+@pytest.mark.parametrize(("steps", "wanted"), [(4, [10, 8, 5, 2, 0, 0]), (None, [10, 10, 10])])
+def test_the_prefix_shrinks_with_the_run(values, tmp_path, steps, wanted):
+    config = with_rollout(values, teacher_prefix=10, teacher_prefix_steps=steps)
+    parts, _ = collected(config, tmp_path / "run")
+    for step, tokens in enumerate(wanted):
+        batch = collect(config, parts, tmp_path / "run", step)["student"]
+        written = [int((~keep).sum()) for keep in batch.keep]
+        assert written == [min(tokens, len(ids)) for ids in batch.responses]
+        assert max(written) == tokens
+
+
+def test_a_limit_below_the_prefix_leaves_the_student_a_token(values, tmp_path):
+    horizon = {"kind": "growing", "start": 4, "increment": 1, "every": 1}
+    config = with_rollout(values, teacher_prefix=10, horizon=horizon)
+    _, streams = collected(config, tmp_path / "run")
+    batch = streams["student"]
+    assert all(int(keep.sum()) == 1 for keep, ids in zip(batch.keep, batch.responses) if len(ids) == 4)
+    assert max(map(len, batch.responses)) == 4
+
+
+class Recorded:
+    """An engine that notes how it was asked."""
+
+    def __init__(self, engine):
+        self.engine, self.asked = engine, []
+
+    def generate(self, requests, sampling, advance=None):
+        self.asked.append(sampling)
+        return self.engine.generate(requests, sampling, advance)
+
+
+@pytest.mark.parametrize(("steps", "shares"), [(4, [1, 0.75, 0.5, 0.25, 0, 0]), (None, [1, 1, 1])])
+def test_the_budget_fades_over_its_steps(values, tmp_path, steps, shares):
+    config = with_rollout(values, max_new_tokens=6, kl_budget=0.4, kl_budget_steps=steps)
+    parts, _ = collected(config, tmp_path / "run")
+    parts.engines.student = Recorded(parts.engines.student)
+    for step, share in enumerate(shares):
+        collect(config, parts, tmp_path / "run", step)
+        sampling = parts.engines.student.asked[-1]
+        assert sampling.budget == pytest.approx(0.4 * share, abs=1e-12)
+        assert (sampling.max_new_tokens, sampling.top_p, sampling.temperature) == (6, 0.9, 1.0)
+    plain = with_rollout(values, max_new_tokens=6)
+    if steps:  # nothing is left of it: the student's own responses
+        spent = collect(config, parts, tmp_path / "run", 4)
+        assert responses(spent) == responses(collect(plain, parts, tmp_path / "run", 4))
+    guided, own = (collect(c, parts, tmp_path / "run", 0) for c in (config, plain))
+    assert responses(guided) != responses(own)
+
+
+def test_the_student_is_scored_as_itself_whoever_leads_its_draws(values, tmp_path):
+    config = with_rollout(values, kl_budget=50.0, samples=1, max_new_tokens=10, top_p=GREEDY)
+    parts, streams = collected(config, tmp_path / "run")
+    for prompt, ids in zip(streams["student"].prompts, streams["student"].responses):
+        assert ids.tolist() == greedy(values["teacher"]["path"], prompt.tolist(), 10)  # the budget is the teacher's
+    assert parts.last_rollout["mismatch_max"] < 1e-4
+
+
+# streams that are not the student's
+
+NLL = {"objective": {"kind": "nll"}}
+
+
+def test_a_reference_stream_is_each_prompts_solution_and_stop(values, tmp_path):
+    terms = {"gold": NLL | {"stream": "reference"}}
+    config = check_config(values | {"terms": terms, "rollout": values["rollout"] | {"max_new_tokens": 13}})
+    parts, streams = collected(config, tmp_path / "run")
+    wanted = [solution_ids(parts, text) for text in solutions_of_step(config, parts, 0)]
+    assert {len(ids) > 13 for ids in wanted} == {True, False}
+    assert responses(streams, "reference") == [ids[:13] for ids in wanted]
+    assert streams["reference"].finished.tolist() == [len(ids) <= 13 for ids in wanted]
+    assert all(keep.all() for keep in streams["reference"].keep)
+    alone = collected(
+        check_config(values | {"rollout": values["rollout"] | {"max_new_tokens": 13}}), tmp_path / "alone"
+    )
+    assert responses(streams) == responses(alone[1])
+    assert set(alone[1]) == {"student"}
+
+
+def test_a_teacher_stream_is_a_sample_behind_the_teachers_prompt(values, tmp_path):
+    values["teacher"] |= {"context": "{solution}{problem}"}
+    horizon = {"kind": "share", "rho": 0.5}
+    terms = {"taught": NLL | {"stream": "teacher"}}
+    rollout = values["rollout"] | {"max_new_tokens": 12, "horizon": horizon, "top_p": GREEDY}
+    config = check_config(values | {"terms": terms, "rollout": rollout})
+    _, streams = collected(config, tmp_path / "run")
+    batch = streams["teacher"]
+    assert len(batch.responses) == 4
+    for shown, prompt, ids in zip(batch.teacher_prompts, batch.prompts, batch.responses):
+        assert len(shown) > len(prompt)
+        assert ids.tolist() == greedy(values["teacher"]["path"], shown.tolist(), 12)
+    assert max(map(len, batch.responses)) > max(map(len, responses(streams))) == 6
+
+
+def double(values, **changes):
+    values = copy.deepcopy(values) | changes
+    values["student"]["dtype"] = values["teacher"]["dtype"] = "float64"
+    values["optimizer"] = {"lr": 1e-30, "clip_norm": 1e9}  # the student stays where it is
+    return values
+
+
+def gradient(config, parts, streams, step=0):
+    parts.learner.update(portions_of(config, parts, streams, range(12)), Moment(3, step))
+    return [parameter.grad.clone() for parameter in parts.policy.parameters()]
+
+
+def slow_nll_gradient(parts, batch):
+    """Of the mean over a stream's tokens of -log p, sequence by sequence behind the student's prompts."""
+    model, losses = parts.policy.model, []
+    for prompt, ids in zip(batch.prompts, batch.responses):
+        logits = model(input_ids=torch.cat([prompt, ids])[None]).logits[0, len(prompt) - 1 : -1]
+        losses.append(-logits.log_softmax(-1).gather(1, ids[:, None])[:, 0])
+    return torch.autograd.grad(torch.cat(losses).mean(), list(model.parameters()))
+
+
+@pytest.mark.parametrize("stream", ["reference", "teacher"])
+def test_a_term_learns_its_own_streams_tokens_by_its_coefficient_of_the_step(values, tmp_path, stream):
+    coef = {"start": 0.5, "end": 2.0, "steps": 6}
+    config = check_config(double(values, terms={"more": NLL | {"stream": stream, "coef": coef}}))
+    parts, streams = collected(config, tmp_path / "run")
+    alone = collected(check_config(double(values)), tmp_path / "alone")
+    main = gradient(check_config(double(values)), *alone)
+    expected = slow_nll_gradient(parts, streams[stream])
+    for step, share in [(0, 0.5), (1, 0.75), (4, 1.5), (6, 2.0), (60, 2.0)]:
+        for found, base, more in zip(gradient(config, parts, streams, step), main, expected):
+            assert (found - base - share * more).norm() < 1e-6 * (base.norm() + more.norm())
+
+
+@pytest.mark.parametrize("minibatch", [5, 4, 1])
+def test_each_pass_sees_every_response_of_every_stream_once(values, tmp_path, minibatch):
+    terms = {"gold": NLL | {"stream": "reference"}, "taught": NLL | {"stream": "teacher"}}
+    config = check_config(values | {"terms": terms, "minibatch": minibatch, "steps": 1, "passes": 2})
+    run(config, tmp_path / "run", QUIET)
+    updates = [line for line in metrics_of(tmp_path / "run") if line["kind"] == "update"]
+    streams = collected(config, tmp_path / "again")[1]
+    for key, name in [("tokens", "student"), ("gold.tokens", "reference"), ("taught.tokens", "teacher")]:
+        for number in (1, 2):
+            seen = sum(line[key] for line in updates if line["pass"] == number)
+            assert seen == len(streams[name].ids)
+
+
+def test_the_phased_recipe_fades_out():
+    ramp = load_recipe("repairs/sg_opd_phased").terms["teacher_samples"]
+    assert [ramp.coef_at(step) for step in (0, 5, 25, 50)] == pytest.approx([0.1, 0.08, 0.0, 0.0])
