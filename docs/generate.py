@@ -1,4 +1,4 @@
-"""Pages made from the code: docs/configuration.md and docs/functions.md. `make docs` rewrites them.
+"""Pages made from the code: settings, recipes, signals, functions. `make docs` rewrites them.
 
 python docs/generate.py [--check]
 """
@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -15,52 +15,95 @@ from pydantic_core import PydanticUndefined
 
 import driftgate
 from driftgate.config import TrainConfig
-from driftgate.recipe import shipped_recipes
+from driftgate.method import signals as known
+from driftgate.recipe import groups_of, shipped_recipes
 
 HERE = Path(__file__).parent
 MADE = "<!-- Made by docs/generate.py; change the docstrings instead. -->\n\n"
 
 
 def configuration() -> str:
-    """Every setting with its default and meaning, and the shipped recipes."""
+    """Every setting with its default and meaning."""
     lines = ["# Settings\n"]
     lines.append(
-        "A recipe is a YAML mapping of these; `extends: NAME` begins from another recipe. On the command line "
-        "`key.sub=value` changes one. Whatever is not set has the default shown.\n"
+        "A recipe is a YAML mapping of these; `extends: NAME` begins from another recipe, and `about` (what, source, "
+        "evidence, open) says what it is. On the command line `key.sub=value` changes one setting. Whatever is not set "
+        "has the default shown. `NAME` is a name of your choice. Where a group comes in kinds, its own `kind` chooses "
+        "one. The signals that a weight can look at are in [signals.md](signals.md), the shipped recipes in "
+        "[recipes.md](recipes.md).\n"
     )
     lines += ["| setting | default | meaning |", "|---|---|---|", *rows(TrainConfig, "")]
-    lines += ["\n## Shipped recipes\n", "| recipe | |", "|---|---|"]
-    lines += [f"| `{name}` | {line} |" for name, line in shipped_recipes().items()]
     return MADE + "\n".join(lines) + "\n"
 
 
+AS_ABOVE = {"terms.NAME.objective": "objective", "terms.NAME.weights": "weights"}
+"""Groups that the page describes once."""
+
+
 def rows(model: type[BaseModel], prefix: str) -> list[str]:
+    """A row for each setting of a group, those of the groups in it included."""
+    return [row for name, field in model.model_fields.items() for row in field_rows(prefix + name, field)]
+
+
+def field_rows(setting: str, field: FieldInfo) -> list[str]:
+    groups, named = groups_of(field.annotation), get_origin(field.annotation) is dict
+    below = f"{setting}.NAME" if named and groups else setting
+    if setting in AS_ABOVE:
+        return [f"| **`{setting}`** | {default(field)} | As `{AS_ABOVE[setting]}`. |"]
     lines = []
-    for name, field in model.model_fields.items():
-        groups = [kind for kind in kinds(field) if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        for group in groups:
-            label = f" (with kind `{get_args(group.model_fields['kind'].annotation)[0]}`)" if len(groups) > 1 else ""
-            lines.append(f"| **`{prefix}{name}`**{label} | | {cell(group.__doc__ if len(groups) > 1 else '')} |")
-            lines += rows(group, f"{prefix}{name}.")
-        if not groups:
-            lines.append(f"| `{prefix}{name}` | {default(field)} | {cell(field.description)} |")
+    if field.description or not groups:
+        lines.append(f"| `{setting}` | {default(field)} | {cell(field.description)} |")
+    if len(groups) == 1:
+        return [*lines, f"| **`{below}`** | | {cell(groups[0].__doc__)} |", *rows(groups[0], f"{below}.")]
+    if groups:
+        kinds = ", ".join(f"`{kind_of(group)}`" for group in groups)
+        lines.append(f"| `{below}.kind` | {default(field)} | One of {kinds}. |")
+    for group in groups:
+        lines.append(f"| **`{below}`** (kind `{kind_of(group)}`) | | {cell(group.__doc__)} |")
+        lines += [row for row in rows(group, f"{below}.") if not row.startswith(f"| `{below}.kind` |")]
     return lines
 
 
-def kinds(field: FieldInfo) -> list[Any]:
-    annotation = field.annotation
-    return (
-        list(get_args(annotation))
-        if get_origin(annotation) not in (dict, tuple) and get_args(annotation)
-        else [annotation]
-    )
+def kind_of(group: type[BaseModel]) -> str:
+    return get_args(group.model_fields["kind"].annotation)[0]
 
 
 def default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return "required"
     value = list(field.default) if isinstance(field.default, tuple) else field.default
+    if isinstance(value, BaseModel):
+        kind = getattr(value, "kind", None)
+        return f"`{kind}`" if kind else ""
     return "null" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+def recipes() -> str:
+    """Every shipped recipe with what it says of itself."""
+    lines = ["# Shipped recipes\n"]
+    lines.append(
+        "`driftgate train NAME --out runs/mine` trains one; `--family qwen3` takes the models, prompts and sizes of "
+        "`qwen3/...` for a recipe that is written on the embedded pair. Evidence: P the paper's text, C its public "
+        "code, N notes by readers only. What a source leaves open, or does otherwise, is in the last column.\n"
+    )
+    lines += ["| recipe | what it does | source | evidence | left open or otherwise |", "|---|---|---|---|---|"]
+    lines += [
+        f"| `{name}` | {cell(about.what)} | {cell(about.source)} | {about.evidence} | {cell(about.open)} |"
+        for name, about in shipped_recipes().items()
+    ]
+    return MADE + "\n".join(lines) + "\n"
+
+
+def signals() -> str:
+    """Every signal with its meaning and what it reads."""
+    lines = ["# Signals\n", inspect.cleandoc(known.__doc__ or "") + "\n"]
+    lines += ["| signal | meaning | reads |", "|---|---|---|"]
+    for name, described in known.SIGNALS.items():
+        reads = ", ".join(f"`{stream}`" for stream in described.reads)
+        lines.append(f"| `{name}` | {cell(described.meaning)} | {reads} |")
+    lines += ["\nWhat can be read:\n", "| stream | |", "|---|---|"]
+    lines += [f"| `{name}` | {cell(meaning)} |" for name, meaning in known.READABLE.items()]
+    return MADE + "\n".join(lines) + "\n"
 
 
 def cell(text: str | None) -> str:
@@ -77,7 +120,12 @@ def functions() -> str:
     return MADE + "\n".join(lines)
 
 
-PAGES = {"configuration.md": configuration, "functions.md": functions}
+PAGES = {
+    "configuration.md": configuration,
+    "recipes.md": recipes,
+    "signals.md": signals,
+    "functions.md": functions,
+}
 
 
 def main() -> None:
