@@ -56,7 +56,7 @@ def portions_of(config, parts, streams, sequences):
     """What an optimiser batch of these student sequences takes of each stream: of the others everything."""
     chosen = {name: range(len(batch.responses)) for name, batch in streams.items()} | {"student": sequences}
     return {
-        name: Portion(batch, chosen[name], *loop.spans_of(config, parts, name, batch))
+        name: Portion(batch, chosen[name], *loop.spans_of(config, name, batch, parts.newline_ids))
         for name, batch in streams.items()
     }
 

@@ -198,7 +198,7 @@ ONE_SIDE = "give either above or below"
         ({"weights": {"gate": {"signal": "gap"}}}, "weights.gate", "give the other another name"),
         (
             {"rollout": {"max_new_tokens": 40, "teacher_prefix": 40}},
-            "rollout.teacher_prefix = 40 leaves the student nothing of max_new_tokens = 40",
+            "rollout.teacher_prefix = 40 leaves the student nothing of a response of 40 tokens",
             "lower it",
         ),
         (
@@ -211,6 +211,74 @@ ONE_SIDE = "give either above or below"
             "weights.w: control = shuffle_boundaries on partition token",
             "use block, newline or changepoint",
         ),
+        (
+            {"gate": {"spans": "none", "target_ess": 0.9}},
+            "gate: target_ess is set but spans = none",
+            "gate.spans=block64",
+        ),
+        (
+            {"gate": {"spans": "none", "control": "inverse"}},
+            "gate: control is set but spans = none",
+            "gate.spans=block64",
+        ),
+        ({"gate": {"spans": "sequence", "scope": "sequence"}}, "gate: spans = sequence with scope", "scope=minibatch"),
+        (
+            {"gate": {"spans": "sequence", "control": "shuffle_within"}},
+            "gate: control = shuffle_within with spans = sequence",
+            "use shuffle_across",
+        ),
+        (
+            {"weights": {"w": {"signal": "gap", "partition": "sequence", "control": "shuffle_within"}}},
+            "weights.w: control = shuffle_within on partition sequence",
+            "use shuffle_across",
+        ),
+        (
+            {"weights": {"w": {"signal": "gap", "partition": "sequence", "normalise": "sequence"}}},
+            "weights.w: partition = sequence with normalise = sequence",
+            "set normalise=minibatch, or none",
+        ),
+        (
+            {"weights": {"w": {"signal": "gap", "partition": "sequence", "map": "before_drop"}}},
+            "weights.w: map = before_drop on partition sequence",
+            "use newline or block",
+        ),
+        (
+            {"weights": {"w": {"signal": "gap", "partition": "newline", "reduce": "max", "map": "before_drop"}}},
+            "weights.w: map = before_drop looks at the spans' means",
+            "set reduce=mean",
+        ),
+        (
+            {"weights": {"w": {"signal": "gap", "map": "keep_top", "where": {"signal": "gap", "above": 0}}}},
+            "weights.w: map = keep_top holds its share over all tokens",
+            "take `where` out",
+        ),
+        (
+            ONE_UPDATE | {"gate": {"spans": "none"}, "weights": {"w": {"signal": "age", "normalise": "none"}}},
+            "weights.w with passes = 1",
+            "set passes=2 or a smaller minibatch",
+        ),
+        (
+            {"objective": {"kind": "sampled_token"}, "rollout": {"on_policy": 0.5}},
+            "rollout.on_policy = 0.5 with objective.kind = sampled_token",
+            "set on_policy=1",
+        ),
+        (
+            {"rollout": {"max_new_tokens": 40, "horizon": {"kind": "growing", "start": 50}}},
+            "rollout: horizon.start = 50 is above max_new_tokens = 40",
+            "lower start",
+        ),
+        (
+            {"rollout": {"max_new_tokens": 400, "horizon": {"kind": "controller", "start": 100}}},
+            "rollout: horizon.near = 100 is not below horizon.start = 100",
+            "lower near",
+        ),
+        (
+            {"weights": {"w": {"signal": "gap", "map": {"tau": 3}}}},
+            "weights.w.map.kind: missing",
+            "set weights.w.map.kind",
+        ),
+        ({"weights": {"map": {"signal": "gap", "tau": 3}}}, "weights.map.tau: unknown setting", "did you mean"),
+        ({"terms": {"coef": {"objective": "nll", "coef": -1}}}, "terms.coef.coef = -1", "greater than or equal to 0"),
         (
             {"gate": {"spans": "token", "control": "shuffle_boundaries"}},
             "gate: control = shuffle_boundaries with spans = token",

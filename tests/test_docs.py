@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from driftgate.errors import InputError, RunError
 from driftgate.method.signals import SIGNALS
-from driftgate.recipe import load_recipe
+from driftgate.recipe import check_config, load_recipe
 from driftgate.train.run import run
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -33,3 +34,41 @@ def test_a_weight_is_added_by_one_function_and_one_recipe(written, settings):
     lines = (written / "run" / "metrics.jsonl").read_text()
     assert '"gate_std"' in lines
     assert config.code == "teacher_confidence.py"
+
+
+BAD_SIGNALS = {
+    "reads what it does not declare": ("s['teacher_logp']", "", "reads 'teacher_logp' without saying so"),
+    "gives another shape": ("s['behaviour_logp'][:1]", "'behaviour_logp'", r"return \[N\]"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SIGNALS)
+def test_a_signal_that_goes_wrong_is_named(case, tmp_path, settings):
+    body, reads, said = BAD_SIGNALS[case]
+    file = tmp_path / "mine.py"
+    file.write_text(
+        f"from driftgate.method.signals import signal\n@signal({reads})\ndef crooked(s):\n    return {body}\n"
+    )
+    config = check_config(settings | {"code": str(file), "weights": {"w": {"signal": "crooked", "map": "exp"}}})
+    try:
+        with pytest.raises(RunError, match=f"signal crooked: .*{said}"):
+            run(config, tmp_path / "run", Console(quiet=True))
+    finally:
+        SIGNALS.pop("crooked")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("from driftgate.method.signals import signal\n@signal('logp')\ndef drift(s): ...", "a signal drift already"),
+        ("from driftgate.method.signals import signal\n@signal('logpp')\ndef mine(s): ...", "cannot read logpp"),
+    ],
+)
+def test_code_that_fails_is_told_before_anything_is_loaded(tmp_path, settings, text, said):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(InputError, match=f"code = .*{said}"):
+        check_config(settings | {"code": str(file)})
+    with pytest.raises(InputError, match=r"code = 'nowhere\.py'"):
+        check_config(settings | {"code": "nowhere.py"})

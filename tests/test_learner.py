@@ -16,9 +16,10 @@ from twins import (
 )
 
 from driftgate.errors import RunError
+from driftgate.loss_config import TermSettings
 from driftgate.recipe import check_config
 from driftgate.train import loop, setup
-from driftgate.train.sums import Sums, weight_sums
+from driftgate.train.sums import Sums
 from driftgate.train.weighing import Moment, Weighed
 
 LSM, SAMPLED = {"kind": "lsm", "k": 6}, {"kind": "sampled_token"}
@@ -167,9 +168,9 @@ def test_a_response_whose_every_token_is_dropped_is_passed_over(settings, tmp_pa
     batch = streams["student"]
     batch.keep[3] = torch.zeros_like(batch.keep[3])
     batch = dataclasses.replace(batch, scores={})
-    batch = loop.behaviour_scores(config, parts, "student", batch, 0)
+    batch = loop.behaviour_scores(config, parts.policy, "student", batch, 0)
     assert (batch.scores["behaviour_logp"] < 0).all()
-    streams = {"student": loop.target_scores(config, parts, "student", batch, 0)}
+    streams = {"student": loop.target_scores(config, parts.targets, "student", batch, 0)}
     before = [p.detach().clone() for p in parts.policy.parameters()]
     metrics = update(config, parts, streams, [3])
     assert metrics["tokens"] == 0
@@ -187,7 +188,7 @@ def test_the_logged_learning_rate_is_the_one_used(settings, tmp_path):
 def test_the_spread_of_gates_near_one_is_not_lost_to_rounding(config):
     gate = 1 - 3e-5 * torch.rand(100_000, generator=torch.Generator().manual_seed(0))
     sums = Sums()
-    sums.add({"loss": torch.tensor(0.0), "ungated": torch.tensor(0.0), **weight_sums(Weighed(gate, gate))})
+    sums.add({"loss": torch.tensor(0.0), "ungated": torch.tensor(0.0)}, Weighed(gate, gate, torch.tensor(0.0)))
     metrics = sums.metrics(config.all_terms["main"].unweighted, "the main term")
     assert metrics["gate_std"] == pytest.approx(gate.double().std(correction=0).item(), rel=1e-6)
 
@@ -288,5 +289,27 @@ def test_a_live_weight_needs_no_score_of_the_behaviour(settings, tmp_path):
 def test_a_negative_weight_is_told(settings, tmp_path):
     config = check_config(settings | {"weights": {"by_gap": {"signal": "gap"}}})
     parts, streams = collected(config, tmp_path)
-    with pytest.raises(RunError, match=r"term main.*affine clips at 0"):
+    with pytest.raises(RunError, match=r"the main term.*affine clips at 0"):
         parts.learner.update(portions_of(config, parts, streams, [0, 1, 2]), Moment(0, 0))
+
+
+def test_gates_that_are_nearly_closed_still_count_as_gated():
+    gate = torch.tensor([1e-12, 3e-12, 2e-9, 1e-9])
+    sums = Sums()
+    sums.add({"loss": torch.tensor(0.0), "ungated": torch.tensor(0.0)}, Weighed(gate, gate, torch.tensor(0.0)))
+    metrics = sums.metrics(TermSettings(objective={"kind": "nll"}), "the main term")
+    assert metrics["gated"] == 1.0
+    assert metrics["gate_std"] == pytest.approx(gate.double().std(correction=0).item(), rel=1e-6)
+
+
+def test_diagnostics_change_no_weight(settings, tmp_path):
+    weights = []
+    for every in (0, 1):
+        config = check_config(settings | {"diagnostics": {"every": every}})
+        parts, streams = collected(config, tmp_path / str(every))
+        for number in (0, 1):
+            portions = portions_of(config, parts, streams, list(range(12)))
+            metrics = parts.learner.update(portions, Moment(3, 0, number), diagnose=every == 1)
+        weights.append([p.detach().clone() for p in parts.policy.parameters()])
+    assert 0 < metrics["grad_norm_ratio"] != 1
+    assert all(torch.equal(one, other) for one, other in zip(*weights))

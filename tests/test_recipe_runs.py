@@ -22,8 +22,12 @@ TINY = [
     "threads=1",
     "device=cpu",
 ]
-PREFIX = {"repairs/tropd_prefix": ["rollout.teacher_prefix=4"]}
-"""The recipe's own prefix is longer than the tiny responses."""
+SHORTER = {
+    "repairs/tropd_prefix": ["rollout.teacher_prefix=4"],
+    "repairs/popd": ["rollout.horizon.start=6"],
+    "repairs/prune_opd": ["rollout.horizon.start=6", "rollout.horizon.near=2"],
+}
+"""The recipes' own prefixes and limits are longer than the tiny responses."""
 WORKS = {
     "GKD": ("2306.13649", ["gkd", "gkd_forward_kl", "gkd_reverse_kl"]),
     "LSM": ("2603.25562", ["lsm"]),
@@ -64,7 +68,7 @@ def paths(pair, tmp_path_factory):
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_recipe_takes_two_steps(name, paths, tmp_path):
-    config = load_recipe(name, [*TINY, *paths, *PREFIX.get(name, [])])
+    config = load_recipe(name, [*TINY, *paths, *SHORTER.get(name, [])])
     run(config, tmp_path, Console(quiet=True))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "rollout"] == [1, 2]

@@ -80,3 +80,15 @@ def test_every_setting_is_documented():
 
     page = (Path(__file__).parent.parent / "docs" / "configuration.md").read_text()
     assert all(f"`{name}`" in page for name in setting_names())
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "said"),
+    [
+        ("smol_gsm8k", "qwen3", "--family qwen3: smol_gsm8k does not extend"),
+        ("repairs/tip", "nobody", "--family nobody: there is no nobody/lsm_none; families are qwen3, sandbox"),
+    ],
+)
+def test_a_family_that_changes_nothing_or_is_unknown_is_refused(name, family, said):
+    with pytest.raises(InputError, match=said):
+        load_recipe(name, family=family)

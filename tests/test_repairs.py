@@ -68,7 +68,8 @@ CASES = {
     "repairs/topd": Case(twin.plain),
     "repairs/prune_opd": Case(
         partial(twin.prune_opd, least=0.3, step=0.1, k=16),
-        "weights.pruned.signal.below=0.3 weights.pruned.map.scale=-0.1 rollout.horizon.start=30",
+        "weights.pruned.signal.below=0.3 weights.pruned.map.scale=-0.1 "
+        "rollout.horizon.start=30 rollout.horizon.near=10",
         "vary",
     ),
     "repairs/tip": Case(twin.tip, weights="mask"),
@@ -200,7 +201,7 @@ def begin(config, out):
 
 def portions(config, parts, streams, chosen):
     return {
-        name: Portion(batch, chosen[name], *loop.spans_of(config, parts, name, batch))
+        name: Portion(batch, chosen[name], *loop.spans_of(config, name, batch, parts.newline_ids))
         for name, batch in streams.items()
     }
 

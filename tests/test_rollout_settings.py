@@ -13,6 +13,7 @@ from conftest import collected, portions_of
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from driftgate.errors import InputError
 from driftgate.recipe import check_config, load_recipe
 from driftgate.rollout.horizon import LengthController
 from driftgate.train import loop
@@ -273,23 +274,23 @@ def test_the_prefix_shrinks_with_the_run(values, tmp_path, steps, wanted):
         assert max(written) == tokens
 
 
-def test_a_limit_below_the_prefix_leaves_the_student_a_token(values, tmp_path):
-    horizon = {"kind": "growing", "start": 4, "increment": 1, "every": 1}
-    config = with_rollout(values, teacher_prefix=10, horizon=horizon)
-    _, streams = collected(config, tmp_path / "run")
-    batch = streams["student"]
-    assert all(int(keep.sum()) == 1 for keep, ids in zip(batch.keep, batch.responses) if len(ids) == 4)
-    assert max(map(len, batch.responses)) == 4
+@pytest.mark.parametrize(
+    "horizon", [{"kind": "growing", "start": 10, "increment": 1, "every": 1}, {"kind": "share", "rho": 0.25}]
+)
+def test_a_limit_that_the_prefix_fills_is_refused(values, horizon):
+    with pytest.raises(InputError, match="teacher_prefix = 10 leaves the student nothing of a response of 10 tokens"):
+        with_rollout(values, teacher_prefix=10, horizon=horizon, max_new_tokens=40)
 
 
 class Recorded:
     """An engine that notes how it was asked."""
 
     def __init__(self, engine):
-        self.engine, self.asked = engine, []
+        self.engine, self.asked, self.requests = engine, [], []
 
     def generate(self, requests, sampling, advance=None):
         self.asked.append(sampling)
+        self.requests += requests
         return self.engine.generate(requests, sampling, advance)
 
 
@@ -405,3 +406,18 @@ def test_each_pass_sees_every_response_of_every_stream_once(values, tmp_path, mi
 def test_the_phased_recipe_fades_out():
     ramp = load_recipe("repairs/sg_opd_phased").terms["teacher_samples"]
     assert [ramp.coef_at(step) for step in (0, 5, 25, 50)] == pytest.approx([0.1, 0.08, 0.0, 0.0])
+
+
+def test_references_are_not_counted_as_the_students_and_cost_no_decoding(values, tmp_path):
+    config = with_rollout(values, on_policy=0.5, samples=6)
+    parts, streams = collected(config, tmp_path / "run")
+    batch = streams["student"]
+    assert 0 < int(batch.written.sum()) < len(batch.responses)
+    engine = parts.engines.student = Recorded(parts.engines.student)
+    loop.sample_responses(parts.engines, loop.prompts_of_step(parts.prompts, config, 0), config, 0, 40, lambda n: None)
+    assert sum(len(request.keys) for request in engine.requests) == int(batch.written.sum())
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
+    assert [not row["reference"] for row in rows] == batch.written.tolist()
+    metrics = parts.last_rollout
+    assert metrics["references"] == len(rows) - len(batch.lengths)
+    assert metrics["tokens_mean"] == sum(batch.lengths) / len(batch.lengths)

@@ -24,7 +24,7 @@ from driftgate.recipe import load_recipe
 from driftgate.teacher.local import TargetNeeds
 from driftgate.train.diagnostics import distribution_sums, repetition
 from driftgate.train.scoring import Needs, needs_of
-from driftgate.train.sums import Sums, weight_sums
+from driftgate.train.sums import Sums
 from driftgate.train.weighing import Moment, fixed_partitions, streams_of, weigh
 
 SEEDS = st.integers(0, 10**6)
@@ -55,14 +55,15 @@ class Case:
             responses=list(ids),
             keep=[torch.ones(length, dtype=torch.bool) for length in lengths],
             finished=torch.ones(len(lengths), dtype=torch.bool),
+            written=torch.ones(len(lengths), dtype=torch.bool),
             engine_logp=torch.zeros(count),
             scores={"behaviour_logp": self.behaviour, "teacher_logp": self.teacher},
         )
         assert torch.equal(self.batch.rows, self.rows)
 
-    def streams(self, sequences=None, moment=NOW):
+    def streams(self, sequences=None, moment=NOW, reads=("logp", "behaviour_logp", "teacher_logp")):
         tokens = torch.arange(len(self.rows)) if sequences is None else self.batch.tokens_of(sequences)
-        return streams_of(self.batch, tokens, self.logp[tokens], moment, 4), tokens
+        return streams_of(self.batch, tokens, set(reads), self.logp[tokens], moment, 4, torch.device("cpu")), tokens
 
     def weigh(self, weights, moment=NOW, sequences=None, **term):
         settings_ = term_of(weights, **term)
@@ -238,7 +239,7 @@ def test_target_ess_holds_the_share_of_the_tokens(lengths, seed, share):
     if weighed.tau["gate"] < 1000:
         assert slow_effective_share(weighed.raw.double(), ones) == pytest.approx(share, abs=1e-6)
         sums = Sums()
-        sums.add(weight_sums(weighed) | {"loss": torch.zeros(()), "ungated": torch.zeros(())}, 0.0)
+        sums.add({"loss": torch.zeros(()), "ungated": torch.zeros(())}, weighed)
         term = term_of({"gate": GateSettings(spans="block", size=4, target_ess=share).factor})
         assert sums.metrics(term, "")["gate_ess"] == pytest.approx(share, abs=1e-6)
     exact = torch.exp(
@@ -303,10 +304,10 @@ def test_the_controls_of_a_bernoulli_factor_do_not_follow_its_own_draws():
 # --- controls
 
 
-@pytest.mark.parametrize("partition", ["token", "block8", "sequence"])
+@pytest.mark.parametrize("partition", ["token", "block8"])
 def test_shuffles_keep_the_spans_values(partition):
     case = Case(LONG, 14)
-    spans = {"token": token_spans(case.rows), "block8": fixed_spans(case.rows, 8), "sequence": case.rows}[partition]
+    spans = {"token": token_spans(case.rows), "block8": fixed_spans(case.rows, 8)}[partition]
     first, owners = starts_of(spans), case.rows[starts_of(spans)]
     plain, within, across = (
         case.values(factor_of(signal="drift", partition=partition, control=control))
@@ -316,10 +317,22 @@ def test_shuffles_keep_the_spans_values(partition):
     assert torch.equal(across, across[first][spans])
     assert Counter(across[first].tolist()) == Counter(plain[first].tolist())
     assert not torch.equal(across, plain)
-    assert torch.equal(within, plain) == (partition == "sequence")
+    assert not torch.equal(within, plain)
     for owner in range(len(LONG)):
         mine = owners == owner
         assert Counter(within[first][mine].tolist()) == Counter(plain[first][mine].tolist())
+
+
+def test_a_shuffle_across_moves_whole_sequences():
+    case = Case(LONG, 14)
+    plain, across = (
+        case.values(factor_of(signal="drift", partition="sequence", control=control))
+        for control in (None, "shuffle_across")
+    )
+    first = starts_of(case.rows)
+    assert torch.equal(across, across[first][case.rows])
+    assert Counter(across[first].tolist()) == Counter(plain[first].tolist())
+    assert not torch.equal(across, plain)
 
 
 def test_resampling_draws_the_spans_values_in_proportion():
@@ -460,7 +473,7 @@ def summed(case, weights, losses, parts, **term):
     for sequences in parts:
         weighed, tokens = case.weigh(weights, sequences=sequences, **term), case.batch.tokens_of(sequences)
         values = {"loss": (weighed.weight * losses[tokens]).sum(), "ungated": losses[tokens].sum()}
-        sums.add(values | weight_sums(weighed), float(weighed.raw.min()))
+        sums.add(values, weighed)
     return sums.metrics(settings_, "here")
 
 
@@ -614,7 +627,8 @@ def test_repetition_is_what_zlib_saves():
 
 
 def needs(*overrides, stream="student", diagnose=False, recipe="sandbox/lsm_none"):
-    return needs_of(load_recipe(recipe, ["diagnostics.k=5", *overrides]), stream, diagnose)
+    every = f"diagnostics.every={int(diagnose)}"
+    return needs_of(load_recipe(recipe, ["diagnostics.k=5", every, *overrides]), stream, 0)
 
 
 TEACHER_TOP = {"teacher": TargetNeeds(top=8)}
@@ -635,7 +649,10 @@ NEEDS = {
         ["weights.x.signal=one", "weights.x.where={signal: teacher_entropy, above: 0.8}"],
         Needs(logp=True, targets={"teacher": TargetNeeds(top=8, entropy=True)}),
     ),
-    "the sampled token": (["objective={kind: sampled_token}"], Needs(logp=True, targets={"teacher": TargetNeeds()})),
+    "the sampled token": (
+        ["objective={kind: sampled_token}"],
+        Needs(logp=True, targets={"teacher": TargetNeeds(logp=True)}),
+    ),
     "candidates": (
         ["objective={kind: candidates, k: 3}"],
         Needs(logp=True, top=3, targets={"teacher": TargetNeeds(at_student=True)}),
@@ -679,6 +696,17 @@ def test_diagnostics_need_entropy_and_overlap():
     assert not needs("objective={kind: nll}", "log_drift=false").behaviour
     diagnosed = needs("objective={kind: nll}", "log_drift=false", diagnose=True)
     assert diagnosed == Needs(logp=True, targets={"teacher": TargetNeeds(entropy=True, top=5)})
+
+
+def test_a_term_whose_coefficient_is_zero_is_not_scored():
+    term = "terms.two={objective: {kind: divergence}, coef: {start: 0.5, end: 0, steps: 4}}"
+    config = load_recipe("sandbox/lsm_none", [term, "diagnostics.every=0"])
+    assert [needs_of(config, "student", step).targets["teacher"].hidden for step in (0, 3, 4, 9)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_another_stream_has_needs_of_its_own():

@@ -38,7 +38,7 @@ def train(
 
     run(
         load_recipe(recipe, overrides, family),
-        out or Path("runs") / (Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe),
+        out or Path("runs", family or "", Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe),
         console,
     )
 
@@ -89,7 +89,10 @@ def recipes() -> None:
 
     from .recipe import shipped_recipes
 
-    table = Table("recipe", "source", "evidence", "", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("recipe", no_wrap=True, min_width=32)  # a name is there to be copied
+    for title in ("source", "evidence", ""):
+        table.add_column(title)
     for name, about in shipped_recipes().items():
         table.add_row(f"[bold]{name}[/bold]", about.source, about.evidence, about.what)
     console.print(table, highlight=False)

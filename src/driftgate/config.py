@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from .loss_config import Factor, GateSettings, Objective, TermSettings
+from .rollout.horizon import share
 from .settings import NonNegativeFloat, Settings, Share
 
 Dtype = Literal["float32", "bfloat16", "float64"]
@@ -110,6 +111,27 @@ class RolloutSettings(Settings):
     kl_budget_steps: PositiveInt | None = None
     """Steps over which the budget falls linearly to 0; null keeps it."""
 
+    @model_validator(mode="after")
+    def _horizon_fits(self) -> "RolloutSettings":
+        horizon = self.horizon
+        if horizon is not None and horizon.kind != "share" and horizon.start > self.max_new_tokens:
+            raise ValueError(
+                f"horizon.start = {horizon.start} is above max_new_tokens = {self.max_new_tokens}; lower start"
+            )
+        if horizon is not None and horizon.kind == "controller" and horizon.near >= horizon.start:
+            raise ValueError(
+                f"horizon.near = {horizon.near} is not below horizon.start = {horizon.start}, so every response would "
+                f"count as near; lower near"
+            )
+        return self
+
+    @property
+    def least_limit(self) -> int:
+        """Tokens of the shortest limit that a response may have."""
+        if self.horizon is None:
+            return self.max_new_tokens
+        return share(self.horizon.rho, self.max_new_tokens) if self.horizon.kind == "share" else self.horizon.start
+
 
 class OptimizerSettings(Settings):
     """AdamW."""
@@ -153,7 +175,7 @@ def _run_file(path: str | None) -> str | None:
         raise ValueError("there is no such file; give a Python file, relative to where the command runs")
     try:
         runpy.run_path(str(file))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"fails when it is run: {type(error).__name__}: {error}") from error
     return path
 
@@ -222,10 +244,10 @@ class TrainConfig(Settings):
                 f"drifts, so every gate is 1; set passes=2, a smaller minibatch, or gate.spans=none"
             )
         for place, factor in self.factors():
-            if one_update and factor.of_drift:
+            if one_update and (factor.of_drift or {"age", "freshness"} & set(factor.signals)):
                 raise ValueError(
-                    f"{place} with passes = 1 and one minibatch per rollout: the student never drifts, so it is 1; "
-                    f"set passes=2 or a smaller minibatch, or take the weight out"
+                    f"{place} with passes = 1 and one minibatch per rollout: every rollout is learned from once, by "
+                    f"the student that wrote it; set passes=2 or a smaller minibatch, or take the weight out"
                 )
         return self
 
@@ -233,11 +255,19 @@ class TrainConfig(Settings):
     def _rollout_fits(self) -> "TrainConfig":
         if self.rollout.teacher_prefix and self.rollout.kl_budget:
             raise ValueError("rollout.teacher_prefix and rollout.kl_budget both hand the teacher the pen; set one to 0")
-        if self.rollout.teacher_prefix >= self.rollout.max_new_tokens:
+        least = self.rollout.least_limit
+        if self.rollout.teacher_prefix >= least:
             raise ValueError(
-                f"rollout.teacher_prefix = {self.rollout.teacher_prefix} leaves the student nothing of "
-                f"max_new_tokens = {self.rollout.max_new_tokens}; lower it"
+                f"rollout.teacher_prefix = {self.rollout.teacher_prefix} leaves the student nothing of a response of "
+                f"{least} tokens (max_new_tokens, or where the horizon begins); lower it"
             )
+        for name, term in self.all_terms.items():
+            if self.rollout.on_policy < 1 and term.stream == "student" and not term.off_policy:
+                setting = "objective" if name == "main" else f"terms.{name}.objective"
+                raise ValueError(
+                    f"rollout.on_policy = {self.rollout.on_policy} with {setting}.kind = {term.objective.kind}: a "
+                    f"policy gradient needs the student's own samples; set on_policy=1, or use divergence, lsm or nll"
+                )
         return self
 
     @property
@@ -252,6 +282,10 @@ class TrainConfig(Settings):
         gate = {"gate": self.gate.factor} if self.gate.spans != "none" else {}
         main = TermSettings(objective=self.objective, weights=gate | self.weights, denominator=self.denominator)
         return {"main": main, **self.terms}
+
+    def terms_at(self, step: int) -> dict[str, TermSettings]:
+        """The terms of the loss at a step, counted from 0; a term whose coefficient is 0 then is left out."""
+        return {name: term for name, term in self.all_terms.items() if name == "main" or term.coef_at(step) > 0}
 
     def factors(self) -> list[tuple[str, Factor]]:
         """(setting, factor) of every configured weight but the gate."""

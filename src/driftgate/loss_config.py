@@ -129,6 +129,7 @@ class NllObjective(Settings):
 Objective = Annotated[
     SampledTokenObjective | LsmObjective | DivergenceObjective | CandidateObjective | NllObjective,
     Field(discriminator="kind"),
+    BeforeValidator(_by_kind),
 ]
 
 
@@ -384,6 +385,19 @@ class Factor(Settings):
                 f"map = {self.map.kind} holds its share over all tokens, which `where` would take away from; take "
                 f"`where` out, or put the condition into a factor of its own"
             )
+        if self.map.kind == "before_drop" and self.partition.kind not in ("token", "block", "newline"):
+            raise ValueError(
+                f"map = before_drop on partition {self.partition.kind} has no spans of an answer to compare; "
+                f"use newline or block"
+            )
+        if self.partition.kind == "sequence" and self.control == "shuffle_within":
+            raise ValueError(
+                "control = shuffle_within on partition sequence has one span to shuffle; use shuffle_across"
+            )
+        if self.partition.kind == "sequence" and self.normalise == "sequence" and self.where is None:
+            raise ValueError(
+                "partition = sequence with normalise = sequence makes every weight 1; set normalise=minibatch, or none"
+            )
         if self.control == "shuffle_boundaries" and self.partition.kind not in ("block", "newline", "changepoint"):
             raise ValueError(
                 f"control = shuffle_boundaries on partition {self.partition.kind}, which has no bounds to move; "
@@ -425,6 +439,11 @@ class TermSettings(Settings):
     denominator: Literal["tokens", "kept"] = "tokens"
     """What the sum is divided by: all tokens of the stream in the optimiser batch, or those with a weight above 0."""
 
+    @property
+    def off_policy(self) -> bool:
+        """Whether the objective may learn from responses that the student did not write."""
+        return self.objective.kind not in ("sampled_token", "candidates")
+
     def coef_at(self, step: int) -> float:
         return self.coef.at(step) if isinstance(self.coef, Ramp) else self.coef
 
@@ -450,7 +469,7 @@ class TermSettings(Settings):
     def _stream_fits(self) -> "TermSettings":
         if self.stream == "student":
             return self
-        if self.objective.kind in ("sampled_token", "candidates"):
+        if not self.off_policy:
             raise ValueError(
                 f"objective.kind = {self.objective.kind} on stream = {self.stream}: a policy gradient needs the "
                 f"student's own samples; use divergence or nll"
@@ -506,7 +525,16 @@ class GateSettings(Settings):
         return self
 
     @model_validator(mode="after")
-    def _bounds_to_move(self) -> "GateSettings":
+    def _does_something(self) -> "GateSettings":
+        if self.spans == "none" and (self.control is not None or self.target_ess is not None):
+            name = "control" if self.control is not None else "target_ess"
+            raise ValueError(f"{name} is set but spans = none, so there is no gate; set gate.spans=block64")
+        if self.spans == "sequence" and self.scope == "sequence":
+            raise ValueError("spans = sequence with scope = sequence makes every gate 1; set scope=minibatch")
+        if self.spans == "sequence" and self.control == "shuffle_within":
+            raise ValueError(
+                "control = shuffle_within with spans = sequence has one span to shuffle; use shuffle_across"
+            )
         if self.control == "shuffle_boundaries" and self.spans in ("token", "sequence"):
             raise ValueError(
                 f"control = shuffle_boundaries with spans = {self.spans}, which have no bounds to move; "

@@ -34,13 +34,13 @@ class About(Settings):
 
 def shipped_recipes() -> dict[str, About]:
     """Name -> what it says of itself, for every recipe in the package."""
+    return {name: About.model_validate(_parse(_text(name), name)["about"]) for name in recipe_names()}
+
+
+def recipe_names() -> list[str]:
+    """Of every recipe in the package."""
     with resources.as_file(SHIPPED) as folder:
-        abouts = {_name(file, folder): _parse(file.read_text(), str(file))["about"] for file in folder.rglob("*.yaml")}
-    return {name: About.model_validate(about) for name, about in sorted(abouts.items())}
-
-
-def _name(file: Path, folder: Path) -> str:
-    return str(file.relative_to(folder).with_suffix(""))
+        return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
 
 
 def load_recipe(name: str, overrides: list[str] | None = None, family: str | None = None) -> TrainConfig:
@@ -51,9 +51,22 @@ def load_recipe(name: str, overrides: list[str] | None = None, family: str | Non
     Raises InputError for an unknown recipe, setting or value.
     """
     values = _read(name, family=family)
+    if family is not None:
+        _check_family(name, family)
     for override in overrides or []:
         _apply(values, override)
     return check_config(values)
+
+
+def _check_family(name: str, family: str) -> None:
+    """Raises InputError where the family would change nothing."""
+    chain = [name]
+    while base := _parse(_text(chain[-1]), chain[-1]).get("extends"):
+        chain.append(str(base))
+    if not any(part.startswith(FAMILY) for part in chain):
+        raise InputError(
+            f"--family {family}: {name} does not extend a recipe of {FAMILY}, so it would change nothing; leave it out"
+        )
 
 
 def check_config(values: dict[str, Any]) -> TrainConfig:
@@ -68,6 +81,9 @@ def _read(name: str, seen: tuple[str, ...] = (), family: str | None = None) -> d
     """YAML mapping of a recipe; `extends` names the recipe whose values it changes."""
     if family is not None and name.startswith(FAMILY):
         name = f"{family}/{name.removeprefix(FAMILY)}"
+        if name not in recipe_names():
+            families = sorted({known.partition("/")[0] for known in recipe_names() if known.endswith("/lsm_none")})
+            raise InputError(f"--family {family}: there is no {name}; families are {', '.join(families)}")
     if name in seen:
         raise InputError(f"recipe {name}: extends itself, by way of {' and '.join(seen)}")
     values = _parse(_text(name), name)
@@ -85,8 +101,7 @@ def _text(name: str) -> str:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise InputError(f"recipe {name}: not UTF-8 text") from None
-    with resources.as_file(SHIPPED) as folder:
-        shipped = [_name(file, folder) for file in folder.rglob("*.yaml")]
+    shipped = recipe_names()
     if name not in shipped:
         near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.3)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -141,6 +156,8 @@ def _line(problem: Any) -> str:
         near = difflib.get_close_matches(path, setting_names(), n=1, cutoff=0.5)
         return f"{path}: unknown setting; " + (f"did you mean {near[0]}?" if near else "see docs/configuration.md")
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "union_tag_not_found":
+        return f"{path}.kind: missing; set {path}.kind=..., see docs/configuration.md"
     if problem["type"] == "missing":
         return f"{path}: missing; set {path}=..."
     shown = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
@@ -150,8 +167,9 @@ def _line(problem: Any) -> str:
 
 def _without_tags(parts: tuple[int | str, ...]) -> list[str]:
     """A place in the settings, without the name of the union's member that pydantic puts behind the union's own."""
-    unions = ("objective", "partition", "map", "signal", "coef")
-    return [str(part) for before, part in zip(("", *parts), parts) if before not in unions]
+    unions, names = ("objective", "partition", "map", "signal", "coef"), ("weights", "terms")
+    places = zip(("", "", *parts), ("", *parts), parts)
+    return [str(part) for before, last, part in places if last not in unions or before in names]
 
 
 def setting_names(model: type[BaseModel] = TrainConfig, prefix: str = "") -> list[str]:

@@ -15,6 +15,8 @@ from ..rollout.engine import Response
 from .packing import MicroBatch, micro_batches, pack
 from .prompts import Prompt
 
+PLAIN = ("finished", "written", "engine_logp")
+
 
 @dataclass(frozen=True)
 class Experience:
@@ -30,6 +32,8 @@ class Experience:
     """bool [R_b] each: the tokens that are in the flat stream."""
     finished: Tensor
     """bool [B]: False where the response was cut at the limit."""
+    written: Tensor
+    """bool [B]: False for a reference solution in the place of a response."""
     engine_logp: Tensor
     """float32 [N]: the engine's own log-probabilities, in nats; for the mismatch metric only."""
     scores: dict[str, Tensor] = field(default_factory=dict)
@@ -72,12 +76,18 @@ class Experience:
             responses=ids,
             keep=keep,
             finished=torch.tensor([response.finished for _, response in pairs]),
+            written=torch.tensor([not response.reference for _, response in pairs]),
             engine_logp=torch.cat([torch.tensor(r.logprobs)[kept] for (_, r), kept in zip(pairs, keep)]),
         )
 
     def with_scores(self, **scores: Tensor) -> "Experience":
         """The same rollouts with more scores."""
         return replace(self, scores=self.scores | scores)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each response that the student wrote."""
+        return [len(response) for response, written in zip(self.responses, self.written.tolist()) if written]
 
     def tokens_of(self, sequences: Sequence[int]) -> Tensor:
         """int64: places in the flat stream of the tokens of some sequences, in order of the sequences."""
@@ -107,7 +117,8 @@ class Experience:
         tensors = {name: torch.cat(parts) for name, parts in {**lists, "keep": self.keep}.items()}
         tensors |= {f"{name}.lengths": torch.tensor([len(p) for p in parts]) for name, parts in lists.items()}
         tensors |= {f"scores.{name}": value.contiguous() for name, value in self.scores.items()}
-        save_file({**tensors, "finished": self.finished, "engine_logp": self.engine_logp}, path)
+        tensors |= {name: getattr(self, name) for name in PLAIN}
+        save_file(tensors, path)
 
     @classmethod
     def load(cls, path: Path) -> "Experience":
@@ -119,4 +130,5 @@ class Experience:
         }
         keep = list(tensors["keep"].split(tensors["responses.lengths"].tolist()))
         scores = {name.removeprefix("scores."): part for name, part in tensors.items() if name.startswith("scores.")}
-        return cls(**lists, keep=keep, finished=tensors["finished"], engine_logp=tensors["engine_logp"], scores=scores)
+        plain = {name: tensors[name] for name in PLAIN}
+        return cls(**lists, keep=keep, scores=scores, **plain)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ To add one, write a function of `Streams` that returns float [N] and put `@signa
 streams that it reads; they are then scored where a configuration asks for the signal, and only there.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -43,14 +44,16 @@ class Streams:
     rows: Tensor
     """int64 [N]: the same counted from 0 in the order in which they stand here: non-decreasing, without gaps."""
     place: Tensor
-    """int64 [N]: index of each token in its response, from 0."""
+    """int64 [N]: index of each token among its response's tokens in the loss, from 0."""
     age: int
     """Optimiser updates since the rollout."""
     values: Mapping[str, Tensor]
     """The `READABLE` streams that have been scored."""
 
     def __getitem__(self, name: str) -> Tensor:
-        """A stream, floats at least in float32."""
+        """A stream, floats at least in float32. Raises ValueError for one that the signal does not declare."""
+        if name not in self.values:
+            raise ValueError(f"reads {name!r} without saying so; write it into @signal(...)")
         value = self.values[name]
         return widen(value) if value.is_floating_point() else value
 
@@ -77,11 +80,22 @@ SIGNALS: dict[str, Described] = {}
 def signal(*reads: str, whole: bool = False) -> Callable[[Signal], Signal]:
     """Make a function known as a signal under its own name. whole: it looks at all sequences of the optimiser batch."""
 
+    unknown = set(reads) - set(READABLE)
+    if unknown:
+        raise ValueError(f"a signal cannot read {', '.join(sorted(unknown))}; there are {', '.join(READABLE)}")
+
     def describe(compute: Signal) -> Signal:
+        before = SIGNALS.get(compute.__name__)
+        if before is not None and _file_of(before.compute) != _file_of(compute):
+            raise ValueError(f"there is a signal {compute.__name__} already; give yours another name")
         SIGNALS[compute.__name__] = Described(compute, reads, whole)
         return compute
 
     return describe
+
+
+def _file_of(compute: Signal) -> str:
+    return inspect.getsourcefile(compute) or ""
 
 
 @signal("logp", "behaviour_logp")
@@ -173,7 +187,7 @@ def divergence(s: Streams) -> Tensor:
 
 @signal()
 def position(s: Streams) -> Tensor:
-    """Index of the token in its response, from 0."""
+    """Index of the token among its response's tokens in the loss, from 0."""
     return s.place.float()
 
 

@@ -33,7 +33,9 @@ class Response:
     finished: bool
     """False for a response that was cut at the limit (truncated)."""
     prefix: int = 0
-    """Leading ids that the student did not write."""
+    """Leading ids that the teacher wrote."""
+    reference: bool = False
+    """Whether this is a reference solution, which no model wrote."""
 
 
 @dataclass(frozen=True)

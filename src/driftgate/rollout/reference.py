@@ -13,4 +13,4 @@ def reference_response(ids: Sequence[int], stop_id: int) -> Response:
     `prefix` is 0, as all of it is to be learned from.
     """
     whole = tuple(ids) if ids and ids[-1] == stop_id else (*ids, stop_id)
-    return Response(whole, (math.nan,) * len(whole), finished=True)
+    return Response(whole, (math.nan,) * len(whole), finished=True, reference=True)

@@ -98,7 +98,7 @@ def load(path: Path) -> tuple[Position, dict[str, Any], dict[str, Experience]]:
     """Position, learner state and pending rollout batch by stream; restores torch's random state. The model is loaded
     apart."""
     values = json.loads((path / "position.json").read_text())
-    if values["controller"] is not None:
+    if values.get("controller") is not None:
         values["controller"] = LengthController(**values["controller"])
     position = Position(**values)
     state = torch.load(path / "learner.pt", weights_only=True, map_location="cpu")

@@ -9,14 +9,14 @@ found before the first backward: from scores at hand, else by a forward without 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..data.experience import Experience
 from ..data.packing import MicroBatch
 from ..errors import RunError
 from ..loss_config import TermSettings
@@ -26,28 +26,9 @@ from ..models.policy import Policy
 from ..teacher.local import TargetNeeds, score_tokens
 from . import diagnostics
 from .losses import Outputs, Scores, clipped, read_head, token_losses
-from .sums import Sums, weight_sums
-from .weighing import Moment, Spans, Weighed, streams_of, weigh
-
-
-@dataclass
-class Portion:
-    """What an optimiser batch takes of one response stream."""
-
-    batch: Experience
-    sequences: Sequence[int]
-    spans: Spans
-    """Partitions of the whole stream that do not move with the drift."""
-    drift_spans: Tensor | None = None
-    """int64 [tokens of the stream]: what the drift metric averages over."""
-    tokens: Tensor = field(init=False)
-    """int64: places in the stream of the portion's tokens."""
-
-    def __post_init__(self) -> None:
-        self.tokens = self.batch.tokens_of(self.sequences)
-
-    def spans_of(self, tokens: Tensor, device: torch.device) -> Spans:
-        return {partition: ids[tokens].to(device) for partition, ids in self.spans.items()}
+from .portions import Portion
+from .sums import Sums
+from .weighing import Moment, Weighed, streams_of, weigh
 
 
 @dataclass
@@ -93,7 +74,6 @@ class Learner:
         """updates: optimiser updates of the whole run, where the schedule ends. target_heads: output embeddings
         [V, H'] of "teacher" and "initial", for divergences over the vocabulary."""
         self.config = config
-        self.terms = config.all_terms
         self.want_logp = "logp" in config.reads
         self.policy = policy
         self.target_heads = target_heads or {}
@@ -107,15 +87,15 @@ class Learner:
     def update(self, portions: Mapping[str, Portion], moment: Moment, diagnose: bool = False) -> dict[str, float]:
         """One optimiser step on a portion of each stream ("student", ...). Returns metrics; more of them, at the cost
         of a second forward and backward, for `diagnose`. Raises RunError where loss or gradient is not finite."""
-        plain = self._plain_norm(portions, moment) if diagnose else None
-        work = Update(self.terms, portions, moment, diagnose)
+        work = Update(self.config.terms_at(moment.step), portions, moment, diagnose)
+        plain = self._plain_norm(work) if diagnose else None
         self._weigh_ahead(work)
         sums = self._accumulate(work)
         lr = self.schedule.get_last_lr()[0]
         norm = self._step(work, sums)
-        metrics = self._metrics(sums) | {f"tau.{name}": value for name, value in work.tau.items()}
-        if plain:
-            metrics["grad_norm_ratio"] = norm / plain
+        metrics = _metrics(work, sums) | {f"tau.{name}": value for name, value in work.tau.items()}
+        if diagnose:
+            metrics["grad_norm_ratio"] = norm / plain if plain else 1.0
         return metrics | {"grad_norm": norm, "lr": lr}
 
     def _accumulate(self, work: Update) -> dict[str, Sums]:
@@ -126,8 +106,8 @@ class Learner:
             for micro in self._micro_batches(portion):
                 loss, totals = self.policy(micro, self._finish(work, stream, micro))
                 loss.backward()
-                for name, (values, least) in totals.items():
-                    sums[name].add(values, least)
+                for name, (values, weighed) in totals.items():
+                    sums[name].add(values, weighed)
         return sums
 
     def _micro_batches(self, portion: Portion) -> Iterator[MicroBatch]:
@@ -139,6 +119,7 @@ class Learner:
         batch, temperature = portion.batch, self.config.rollout.temperature
         terms = {name: term for name, term in work.terms.items() if term.stream == stream}
 
+        @cache
         def scores(name: str) -> Tensor:
             return batch.scores[name][micro.tokens].to(device)
 
@@ -152,8 +133,7 @@ class Learner:
                 weighed = self._weighed(work, name, micro.tokens, outputs)
                 weighted = (weighed.weight * losses).sum()
                 total = total + weighted * self._scale(work, name)
-                values = {"loss": weighted, "ungated": losses.sum()} | weight_sums(weighed)
-                sums[name] = values, float(weighed.raw.min())
+                sums[name] = {"loss": weighted, "ungated": losses.sum()}, weighed
             if stream == "student":
                 sums["main"][0].update(self._student_sums(work, micro, outputs, scores))
             return total, sums
@@ -165,21 +145,16 @@ class Learner:
         device = outputs.hidden.device
         if name in work.ahead:
             found = work.ahead[name]
-            return Weighed(found.weight[tokens].to(device), found.raw[tokens].to(device))
-        logp = outputs.logp if outputs.logp is not None else outputs.hidden.new_empty(len(tokens))
-        return self._weigh(work, name, tokens, logp)
+            weight, raw = found.weight[tokens].to(device), found.raw[tokens].to(device)
+            return Weighed(weight, raw, weight.new_zeros(()))
+        return self._weigh(work, name, tokens, outputs.logp, device)
 
-    def _weigh(self, work: Update, name: str, tokens: Tensor, logp: Tensor | None) -> Weighed:
+    def _weigh(self, work: Update, name: str, tokens: Tensor, logp: Tensor | None, device: torch.device) -> Weighed:
         """The weights of tokens [N] of a term's stream. logp: log p(y_t) of the current student, where it is read."""
         term = work.terms[name]
-        portion = work.portions[term.stream]
-        streams = streams_of(portion.batch, tokens, logp, work.moment, self.config.diagnostics.k)
-        weighed = weigh(term, streams, portion.spans_of(tokens, streams.rows.device), work.moment)
-        if len(weighed.weight) and weighed.weight.min() < 0:
-            raise RunError(
-                f"the weights of term {name} go down to {float(weighed.weight.min()):g}, but a weight must not be "
-                f"negative; give the factor a map (affine clips at 0)"
-            )
+        portion, k = work.portions[term.stream], self.config.diagnostics.k
+        streams = streams_of(portion.batch, tokens, term.reads_of_weights, logp, work.moment, k, device)
+        weighed = weigh(term, streams, portion.spans_of(tokens, device), work.moment)
         work.tau |= {f"{name}.{factor}": value for factor, value in weighed.tau.items()}
         return weighed
 
@@ -188,23 +163,18 @@ class Learner:
         logp: Tensor | None = None
         for name, term in work.terms.items():
             portion = work.portions.get(term.stream)
-            if portion is None or not len(portion.tokens) or not self._is_ahead(term):
+            if portion is None or not len(portion.tokens) or not _is_ahead(term, work):
                 continue
-            if logp is None and "logp" in term.reads_of_weights:
-                logp = self._live_logp(portion, work.moment)
-            tokens = portion.tokens
-            live = logp[tokens] if logp is not None and "logp" in term.reads_of_weights else None
-            weighed = self._weigh(work, name, tokens, live)
+            tokens, live = portion.tokens, None
+            if "logp" in term.reads_of_weights:
+                logp = self._live_logp(portion, work.moment) if logp is None else logp
+                live = logp[tokens]
+            weighed = self._weigh(work, name, tokens, live, torch.device("cpu"))
             sums = Sums()
-            sums.add(weight_sums(weighed))
+            sums.add({}, weighed)
             weight, raw = (torch.zeros(len(portion.batch.ids), dtype=w.dtype) for w in (weighed.weight, weighed.raw))
             weight[tokens], raw[tokens] = weighed.weight, weighed.raw
             work.ahead[name] = Ahead(weight, raw, sums.denominator(term, f"term {name}"))
-
-    def _is_ahead(self, term: TermSettings) -> bool:
-        factors = term.weights.values()
-        summed = term.denominator == "kept" or any(factor.normalise == "minibatch" for factor in factors)
-        return any(factor.whole for factor in factors) or (len(self.terms) > 1 and summed)
 
     def _live_logp(self, portion: Portion, moment: Moment) -> Tensor:
         """log p(y_t) of the current student, [tokens of the stream] on the CPU; at a rollout's first update it is the
@@ -249,12 +219,14 @@ class Learner:
             if parameter.grad is not None and denominator:
                 parameter.grad /= denominator
 
-    def _plain_norm(self, portions: Mapping[str, Portion], moment: Moment) -> float:
-        """Gradient norm of the same terms without their weights, over all tokens."""
-        work = Update({name: term.unweighted for name, term in self.terms.items()}, portions, moment)
-        sums = self._accumulate(work)
+    def _plain_norm(self, work: Update) -> float | None:
+        """Gradient norm of the same terms without their weights, over all tokens; None where there are no weights."""
+        if not any(term.weights for term in work.terms.values()):
+            return None
+        plain = Update({name: term.unweighted for name, term in work.terms.items()}, work.portions, work.moment)
+        sums = self._accumulate(plain)
         if sums["main"].totals:
-            self._divide(work, sums)
+            self._divide(plain, sums)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
@@ -277,15 +249,6 @@ class Learner:
             sums |= diagnostics.distribution_sums(found, scores, k)
         return sums
 
-    def _metrics(self, sums: dict[str, Sums]) -> dict[str, float]:
-        """The main term's under their own names, another's behind its name."""
-        metrics = sums["main"].metrics(self.terms["main"], "the main term")
-        for name, part in sums.items():
-            if name != "main":
-                found = part.metrics(self.terms[name], f"term {name}")
-                metrics |= {f"{name}.{key}": value for key, value in found.items()}
-        return metrics
-
     def _target_head(self, name: str) -> Tensor:
         return self.target_heads[name]()
 
@@ -297,3 +260,25 @@ class Learner:
         left = 1 - (update - settings.warmup) / max(updates - settings.warmup, 1)
         shapes = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
         return max(shapes[settings.schedule], 0.0)
+
+
+def _is_ahead(term: TermSettings, work: Update) -> bool:
+    """Whether a term's weights, or what their sum is divided by, have to be known before the backward."""
+    factors = term.weights.values()
+    summed = term.denominator == "kept" or any(factor.normalise == "minibatch" for factor in factors)
+    return any(factor.whole for factor in factors) or (len(work.terms) > 1 and summed)
+
+
+def _metrics(work: Update, sums: dict[str, Sums]) -> dict[str, float]:
+    """The main term's under their own names, another's behind its name; `loss_total` is what goes backward."""
+    metrics = sums["main"].metrics(work.terms["main"], "the main term")
+    if len(work.terms) == 1:
+        return metrics
+    metrics["loss_total"] = metrics.get("loss", 0.0)
+    for name, part in sums.items():
+        if name != "main":
+            coef = work.terms[name].coef_at(work.moment.step)
+            found = part.metrics(work.terms[name], f"term {name}")
+            metrics["loss_total"] += coef * found.get("loss", 0.0)
+            metrics |= {f"{name}.{key}": value for key, value in (found | {"coef": coef}).items()}
+    return metrics

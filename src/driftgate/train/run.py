@@ -34,7 +34,8 @@ def run(config: TrainConfig, out: Path, console: Console, tell: Callable[[int], 
     check_same_problems(out / "environment.json", problems)
     with begun or setup.lock(out):
         write_config(out / "config.yaml", config)
-        write_environment(out / "environment.json", began_at=parts.position.name, problems_sha256=problems)
+        code = {"code_sha256": hashlib.sha256(Path(config.code).read_bytes()).hexdigest()} if config.code else {}
+        write_environment(out / "environment.json", began_at=parts.position.name, problems_sha256=problems, **code)
         if parts.position.step or parts.position.update:
             console.print(f"resuming {out} at {parts.position.name}", highlight=False)
         with (

@@ -3,13 +3,17 @@
 Every response stream (the student's rollouts, reference solutions, the teacher's samples) has needs of its own.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..config import TrainConfig
-from ..loss_config import CandidateObjective, DivergenceObjective, LsmObjective, TermSettings
-from ..teacher.local import TargetNeeds
+from torch import Tensor
 
-TARGETS = ("teacher", "initial")
+from ..config import TrainConfig
+from ..data.experience import Experience
+from ..loss_config import CandidateObjective, DivergenceObjective, LsmObjective, TermSettings
+from ..models.policy import Policy
+from ..teacher.local import LocalTeacher, TargetNeeds, score_tokens
+from .portions import schedule, sequences_of
 
 
 @dataclass
@@ -33,16 +37,16 @@ class Needs:
         return self.targets.setdefault(name, TargetNeeds())
 
 
-def needs_of(config: TrainConfig, stream: str, diagnose: bool = False) -> Needs:
-    """What `stream` has to be scored with. diagnose: also for the metrics of `diagnostics.every`."""
+def needs_of(config: TrainConfig, stream: str, step: int) -> Needs:
+    """What `stream` has to be scored with at a step, counted from 0."""
     needs = Needs()
-    for term in config.all_terms.values():
+    for term in config.terms_at(step).values():
         if term.stream == stream:
             _add_objective(needs, term)
             _add_signals(needs, term.reads, config.diagnostics.k)
     if stream == "student":
         needs.logp |= config.log_drift
-        if diagnose:
+        if diagnosed(config, step):
             _add_signals(needs, {"behaviour_logp", "teacher_entropy", "teacher_top_logp"}, config.diagnostics.k)
     return needs
 
@@ -74,10 +78,47 @@ def _add_signals(needs: Needs, reads: set[str], k: int) -> None:
     needs.entropy |= "behaviour_entropy" in reads
     if reads & {"student_top_ids", "student_top_logp", "teacher_at_student"}:
         needs.top = max(needs.top, k)
-    of_teacher = {name for name in reads if name.startswith("teacher_")}
-    if of_teacher:
+    if any(name.startswith("teacher_") for name in reads):
         teacher = needs.target("teacher")
+        teacher.logp |= "teacher_logp" in reads
         teacher.entropy |= "teacher_entropy" in reads
         teacher.at_student |= "teacher_at_student" in reads
         if reads & {"teacher_top_ids", "teacher_top_logp"}:
             teacher.top = max(teacher.top, k)
+
+
+def behaviour_scores(config: TrainConfig, policy: Policy, name: str, batch: Experience, step: int) -> Experience:
+    """What the student itself says of a stream before the first update, by the trainer's own forward: log o(y_t) and,
+    as needed, its entropy and most probable tokens.
+
+    In the very micro-batches of the first pass, so that the drift of the first update is exactly 0, not rounding noise.
+    """
+    needs = needs_of(config, name, step)
+    if not needs.behaviour:
+        return batch
+    scores: dict[str, Tensor] = {}
+    for pass_, minibatch, sequences in schedule(config, step):
+        if pass_ == 0:
+            chosen = sequences_of(config, name, batch, sequences, minibatch)
+            micros = batch.micro_batches(chosen, config.microbatch_tokens, policy.device)
+            wanted = TargetNeeds(entropy=needs.entropy, top=needs.top)
+            part = score_tokens(policy, micros, batch.ids[:, None], wanted, config.rollout.temperature)
+            scores |= {key: value + scores[key] if key in scores else value for key, value in part.items()}
+    names = {"logp": "behaviour_logp", "entropy": "behaviour_entropy"}
+    scores["logp"] = scores["logp"][:, 0]
+    return batch.with_scores(**{names.get(key, f"student_{key}"): value for key, value in scores.items()})
+
+
+def target_scores(
+    config: TrainConfig, targets: Mapping[str, LocalTeacher], name: str, batch: Experience, step: int
+) -> Experience:
+    """What the teacher, and the initial student where a term is held to it, say of a stream."""
+    for target, needs in needs_of(config, name, step).targets.items():
+        batch = targets[target].score(batch, needs)
+    return batch
+
+
+def diagnosed(config: TrainConfig, step: int) -> bool:
+    """Whether a step, counted from 0, is one whose updates are measured in full."""
+    every = config.diagnostics.every
+    return every > 0 and (step + 1) % every == 0

@@ -41,7 +41,6 @@ class Parts:
     engines: Engines
     learner: Learner
     prompts: list[Prompt]
-    stop_ids: tuple[int, ...]
     newline_ids: Tensor
     grader: Grader | None
     position: Position
@@ -51,9 +50,6 @@ class Parts:
 
     def decode(self, ids: tuple[int, ...]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-
-    def encode_solution(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def set_up(config: TrainConfig, out: Path) -> Parts:
@@ -102,10 +98,14 @@ def set_up(config: TrainConfig, out: Path) -> Parts:
         targets={
             name: LocalTeacher(each, config.microbatch_tokens, temperature, name) for name, each in policies.items()
         },
-        engines=Engines(HFEngine(policy, batch, guide=teacher_policy), HFEngine(teacher_policy, batch)),
+        engines=Engines(
+            HFEngine(policy, batch, guide=teacher_policy),
+            HFEngine(teacher_policy, batch),
+            stop_ids,
+            lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"]),
+        ),
         learner=learner,
         prompts=prompts,
-        stop_ids=stop_ids,
         # a pass over the whole vocabulary, which other weights have no use for
         newline_ids=newline_ids(tokenizer, vocabulary if reads_newlines(config) else 0),
         grader=grader_for(answers) if needs_verifier(config) else None,
@@ -168,7 +168,12 @@ def resolved_config(config: TrainConfig, out: Path) -> TrainConfig:
     if not path.is_file():
         threads = config.threads or torch.get_num_threads()
         return config.model_copy(update={"threads": threads})
-    before = check_config(yaml.safe_load(path.read_text()))
+    try:
+        before = check_config(yaml.safe_load(path.read_text()))
+    except InputError as error:
+        raise InputError(
+            f"--out {out}: its config.yaml is of another version ({error}); choose another --out"
+        ) from None
     if config.threads is None:
         config = config.model_copy(update={"threads": before.threads})
     changed = [name for name in TrainConfig.model_fields if getattr(before, name) != getattr(config, name)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import RunError
 from ..loss_config import TermSettings
-from .weighing import Weighed
+from .weighing import Weighed, closed_gate
 
 
 @dataclass
@@ -23,16 +23,27 @@ class Sums:
     totals: dict[str, float] = field(default_factory=dict)
     least: float = math.inf
     """Smallest weight before normalisation."""
+    least_factor: float = 0.0
+    """Smallest value of any factor, or 0."""
 
-    def add(self, totals: dict[str, Tensor], least: float = math.inf) -> None:
-        values = torch.stack([value.detach().double() for value in totals.values()]).tolist()
-        for name, value in zip(totals, values):
+    def add(self, totals: dict[str, Tensor], weighed: Weighed) -> None:
+        """Add a micro-batch's sums over tokens, and what its weights amount to."""
+        minima = {"least": weighed.raw.min(), "least_factor": weighed.least} if len(weighed.raw) else {}
+        entries = totals | weight_sums(weighed)
+        values = torch.stack([v.detach().double() for v in (*entries.values(), *minima.values())]).tolist()
+        for name, value in zip(entries, values):
             self.totals[name] = self.totals.get(name, 0.0) + value
-        self.least = min(self.least, least)
+        for name, value in zip(minima, values[len(entries) :]):
+            setattr(self, name, min(getattr(self, name), value))
 
     def denominator(self, term: TermSettings, where: str) -> float:
         """What the sum of weight * loss is divided by: tokens, or those kept, times the mean of each factor that is to
         have mean 1 over the optimiser batch. Raises RunError where a gate closed on everything."""
+        if self.least_factor < 0:
+            raise RunError(
+                f"a weight of {where} goes down to {self.least_factor:g}, but must not be negative; give its factor "
+                f"a map (affine clips at 0)"
+            )
         if self.known is not None:
             return self.known
         factors = [name for name, factor in term.weights.items() if factor.normalise == "minibatch"]
@@ -40,10 +51,7 @@ class Sums:
         for name in factors:
             mean = self.totals[f"factor.{name}"] / self.totals["tokens"]
             if mean <= 0 and term.weights[name].map.kind == "exp":
-                raise RunError(
-                    f"every gate is 0 ({where}): the drift is too large for tau = {term.weights[name].map.tau}; "  # type: ignore[union-attr]
-                    f"lower it (gate.tau)"
-                )
+                raise RunError(closed_gate(name, term.weights[name], where))
             value *= mean
         return value
 
@@ -55,21 +63,30 @@ class Sums:
         t = self.totals
         if not t.get("tokens"):
             return {"tokens": 0.0}
-        count, closed = t["tokens"], t["closed"] / t["tokens"]
-        denominator = self.denominator(term, where)
+        count, denominator = t["tokens"], self.denominator(term, where)
+        mean, std = _mean_and_std(t)
         metrics = {
             "loss": t["loss"] / denominator if denominator else 0.0,
             "loss_ungated": t["ungated"] / count,
-            "gate_mean": 1 - closed,
+            "gate_mean": mean,
             "gate_min": self.least,
-            "gate_std": math.sqrt(max(t["closed_squared"] / count - closed**2, 0.0)),
+            "gate_std": std,
             "gate_ess": t["gate"] ** 2 / max(t["gate_squared"] * count, 1e-300),
             "tokens": count,
         }
         means = {n: t[n] / count for n in MEANS if n in t}
         if means.get("drift_abs"):
             means["cancellation"] = means["drift_span"] / means["drift_abs"]
-        return metrics | {"gated": float(metrics["gate_std"] > 1e-6)} | means
+        return metrics | {"gated": float(std > 1e-6 * mean)} | means
+
+
+def _mean_and_std(t: dict[str, float]) -> tuple[float, float]:
+    """Of the weights; by way of 1 - g where they are near 1, as their spread would drown in rounding."""
+    count, mean = t["tokens"], t["gate"] / t["tokens"]
+    if mean < 0.5:
+        return mean, math.sqrt(max(t["gate_squared"] / count - mean**2, 0.0))
+    closed = t["closed"] / count
+    return 1 - closed, math.sqrt(max(t["closed_squared"] / count - closed**2, 0.0))
 
 
 MEANS = ("clipped", "drift_abs", "drift_span", "entropy", "entropy_gap", "overlap", "overlap_advantage")

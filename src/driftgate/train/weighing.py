@@ -1,7 +1,7 @@
 """From a term's factors to its tokens' weights: the configured side of `method.signals` and `method.weights`.
 
 Shapes: N tokens of whole sequences, S spans. Factors with mean 1 over the optimiser batch are returned unscaled, with
-their sums: the mean is known only once all micro-batches have been seen (`Sums.scale`).
+their sums: the mean is known only once all micro-batches have been seen (`Sums.denominator`).
 """
 
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ from ..errors import RunError
 from ..loss_config import Condition, Factor, Partition, TermSettings, ThresholdMap
 from ..method import weights as steps
 from ..method.changepoint import changepoint_spans, keep_before_drop
-from ..method.gates import unit_mean
-from ..method.signals import READABLE, SIGNALS, Streams, drift
+from ..method.gates import span_mean
+from ..method.signals import SIGNALS, Streams, drift
 from ..method.spans import fixed_spans, newline_spans, random_spans, sequence_spans, token_spans
 
 
@@ -49,6 +49,8 @@ class Weighed:
     """[N]: the product of the factors, those with mean 1 over the optimiser batch unscaled."""
     raw: Tensor
     """[N]: the product before any normalisation; what metrics describe."""
+    least: Tensor
+    """[]: the least value of any factor, which must not be negative."""
     sums: dict[str, Tensor] = field(default_factory=dict)
     """`factor.NAME`, the sum over tokens of each factor with mean 1 over the optimiser batch, and `kept`, the weights
     above 0."""
@@ -83,14 +85,16 @@ def weigh(term: TermSettings, streams: Streams, spans: Spans, moment: Moment) ->
     Raises RunError where a factor cannot be normalised.
     """
     ones = torch.ones(streams.rows.shape, device=streams.rows.device)
-    weighed = Weighed(ones, ones)
+    weighed = Weighed(ones, ones, ones.new_zeros(()))
     for name, factor in term.weights.items():
         values = factor_values(name, factor, streams, spans, moment, weighed.tau)
         weighed.raw = weighed.raw * values
+        if len(values):
+            weighed.least = torch.minimum(weighed.least, values.min())
         if factor.normalise == "minibatch":
             weighed.sums[f"factor.{name}"] = values.double().sum()
         elif factor.normalise == "sequence":
-            values = _unit_mean_by_sequence(name, values, streams.rows)
+            values = _unit_mean_by_sequence(name, factor, values, streams.rows)
         weighed.weight = weighed.weight * values
     weighed.sums["kept"] = (weighed.weight > 0).double().sum()
     return weighed
@@ -118,26 +122,38 @@ def factor_values(
 
 
 def observe(wanted: str | Condition, streams: Streams) -> Tensor:
-    """float [N]: a signal, or 1 where a condition on it holds, else 0."""
-    if isinstance(wanted, str):
-        return SIGNALS[wanted].compute(streams)
-    values = SIGNALS[wanted.signal].compute(streams)
-    return _beyond(values, wanted).float()
+    """float [N]: a signal, or 1 where a condition on it holds, else 0. Raises RunError for a signal that goes wrong."""
+    name = wanted if isinstance(wanted, str) else wanted.signal
+    try:
+        values = SIGNALS[name].compute(streams)
+    except ValueError as error:
+        raise RunError(f"signal {name}: {error}") from error
+    if values.shape != streams.rows.shape:
+        raise RunError(f"signal {name}: gives {list(values.shape)} for {len(streams.rows)} tokens; return [N]")
+    return values if isinstance(wanted, str) else _beyond(values, wanted).float()
 
 
-def streams_of(batch: Experience, tokens: Tensor, logp: Tensor | None, moment: Moment, k: int) -> Streams:
-    """What weights may look at, for tokens (int64 [N], places in the batch) on the device of their log-probabilities.
+def streams_of(
+    batch: Experience,
+    tokens: Tensor,
+    reads: set[str],
+    logp: Tensor | None,
+    moment: Moment,
+    k: int,
+    device: torch.device,
+) -> Streams:
+    """What weights look at: the streams `reads` of tokens (int64 [N], places in the batch), on a device.
 
-    logp: float [N], log p(y_t) of the current student. k: tokens of each side that overlap and divergence look at.
+    logp: float [N], log p(y_t) of the current student, where it is read. k: tokens of each side that overlap and
+    divergence look at.
     """
-    device = torch.device("cpu") if logp is None else logp.device
-    known = {name: value for name, value in batch.scores.items() if name in READABLE}
+    known = {name: batch.scores[name] for name in reads - {"logp"}}
     known = {name: value[:, :k] if value.dim() > 1 else value for name, value in known.items()}
     values = {name: value[tokens].to(device) for name, value in known.items()}
-    if logp is not None:
+    if logp is not None and "logp" in reads:
         values["logp"] = logp.detach()
     sequences = batch.rows[tokens].to(device)
-    rows = torch.unique_consecutive(sequences, return_inverse=True)[1]  # a micro-batch holds them sorted by length
+    rows = torch.unique_consecutive(sequences, return_inverse=True)[1]  # counted anew from 0
     return Streams(sequences, rows, batch.place[tokens].to(device), moment.update, values)
 
 
@@ -204,8 +220,16 @@ def _controlled(name: str, factor: Factor, values: Tensor, ids: Tensor, streams:
     return steps.shuffle_across(values, draws) if factor.control == "shuffle_across" else steps.resample(values, draws)
 
 
-def _unit_mean_by_sequence(name: str, values: Tensor, rows: Tensor) -> Tensor:
-    try:
-        return unit_mean(values, rows)
-    except ValueError as error:
-        raise RunError(f"weight {name}: {error}; of a gate the drift is too large for gate.tau, lower it") from None
+def _unit_mean_by_sequence(name: str, factor: Factor, values: Tensor, rows: Tensor) -> Tensor:
+    """Mean 1 inside each sequence [N]; a sequence without any weight keeps none, unless a gate closed on it."""
+    mean = span_mean(values, rows)[rows]
+    if (mean == 0).any() and factor.map.kind == "exp":
+        raise RunError(closed_gate(name, factor, "on a whole response"))
+    return values / torch.where(mean == 0, 1.0, mean)
+
+
+def closed_gate(name: str, factor: Factor, where: str) -> str:
+    """What to say where exp(-tau * v) is 0 throughout."""
+    setting = "gate.tau" if name == "gate" else f"tau of the weight {name}"
+    tau = getattr(factor.map, "tau", None)
+    return f"every gate is 0 ({where}): the drift is too large for {setting} = {tau}; lower it"

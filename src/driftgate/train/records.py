@@ -1,0 +1,120 @@
+"""What is kept of a rollout batch: the experience that is learned from, the rows of rollouts/, and metrics."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import TrainConfig
+from ..data.experience import Experience
+from ..data.prompts import Prompt
+from ..errors import RunError
+from ..evaluate.grading import Grader, canonical_integer, grade_integer
+from ..rollout.engine import Response
+from .diagnostics import repetition
+
+
+def make_experience(
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[Response]],
+    correct: Sequence[bool | None],
+    config: TrainConfig,
+    limit: int,
+) -> Experience:
+    """The student's responses as a batch, before any score but the verifier's. correct: a verdict for each response.
+
+    Raises RunError where nothing can be learned from them.
+    """
+    batch = Experience.of(prompts, responses, config.drop_tokens)
+    _refuse_useless(batch, config, limit)
+    counts = torch.tensor([int(kept.sum()) for kept in batch.keep])
+    group = torch.repeat_interleave(torch.tensor([len(part) for part in responses]))
+    batch = batch.with_scores(group=torch.repeat_interleave(group, counts))
+    if None not in correct:
+        batch = batch.with_scores(correct=torch.repeat_interleave(torch.tensor(correct).float(), counts))
+    return batch
+
+
+def _refuse_useless(batch: Experience, config: TrainConfig, limit: int) -> None:
+    count = len(batch.responses)
+    if not len(batch.ids):
+        raise RunError(
+            "nothing is left of any response: drop fewer tokens (drop_tokens) or lower rollout.teacher_prefix"
+        )
+    if batch.finished.all() and all(len(response) == 1 for response in batch.responses):
+        raise RunError(
+            f"every one of the {count} responses is empty (the student stops at once); check prompts.template and "
+            f"prompts.chat, and that the prompt does not already end the student's turn"
+        )
+    if not config.rollout.allow_truncated and not batch.finished.any():
+        raise RunError(
+            f"every one of the {count} responses was cut at {_limit_setting(config)} = {limit}; raise it, or set "
+            f"rollout.allow_truncated=true if that is meant"
+        )
+
+
+def _limit_setting(config: TrainConfig) -> str:
+    return "rollout.max_new_tokens" if config.rollout.horizon is None else "the limit of rollout.horizon"
+
+
+def rollout_rows(
+    prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], decode: Callable, grader: Grader | None
+) -> list[dict[str, Any]]:
+    """What rollouts/ keeps of each response; `correct` by the grader, without one for integer answers only."""
+    rows = []
+    for prompt, group in zip(prompts, responses):
+        for sample, response in enumerate(group):
+            text, gold = decode(response.ids), prompt.problem.answer
+            correct = _verdict(text, gold, grader)
+            row = {
+                "prompt": prompt.problem.id,
+                "sample": sample,
+                "finished": response.finished,
+                "correct": correct,
+                "prefix": response.prefix,
+                "reference": response.reference,
+            }
+            rows.append(row | {"text": text, "ids": list(response.ids)})
+    return rows
+
+
+def _verdict(text: str, gold: str | None, grader: Grader | None) -> bool | None:
+    if gold is None:
+        return None
+    if grader is not None:
+        return grader.grade(text, gold)
+    return grade_integer(text, gold) if canonical_integer(gold) else None
+
+
+def rollout_metrics(batch: Experience, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Lengths, truncated share, repetition and share right of the responses that the student wrote, how the teacher
+    sees them, and how far the engine's log-probabilities are from the trainer's own."""
+    written = [row for row in rows if not row["reference"]]
+    metrics: dict[str, float] = {"responses": len(rows), "tokens": sum(len(row["ids"]) for row in rows)}
+    if len(written) < len(rows):
+        metrics["references"] = len(rows) - len(written)
+    if written:
+        lengths = np.array([len(row["ids"]) for row in written])
+        metrics |= {
+            "tokens_mean": float(lengths.mean()),
+            "tokens_max": int(lengths.max()),
+            "truncated": float(np.mean([not row["finished"] for row in written])),
+            "repetition": repetition([row["text"] for row in written]),
+        }
+    graded = [row["correct"] for row in written if row["correct"] is not None]
+    if graded:
+        metrics["correct"] = float(np.mean(graded))
+    return metrics | _distances(batch)
+
+
+def _distances(batch: Experience) -> dict[str, float]:
+    """On the tokens that the student wrote: |engine - trainer|, and the mean of log q - log o."""
+    scores, own = batch.scores, batch.written[batch.rows]
+    if "behaviour_logp" not in scores or not own.any():
+        return {}
+    gap = (batch.engine_logp - scores["behaviour_logp"])[own].abs()
+    metrics = {"mismatch_mean": float(gap.mean()), "mismatch_max": float(gap.max())}
+    if "teacher_logp" in scores:
+        metrics["teacher_gap"] = float((scores["teacher_logp"] - scores["behaviour_logp"])[own].mean())
+    return metrics
