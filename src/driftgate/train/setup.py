@@ -54,64 +54,78 @@ class Parts:
 
 def set_up(config: TrainConfig, out: Path) -> Parts:
     """Load, check and, where `out` has a checkpoint, restore. Raises InputError."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = load.pick_device(config.device)
-    if device.type == "cuda":  # resume is to be bit-exact there too
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    device = prepare_torch(config)
     tokenizer = load.load_tokenizer(config.student, "student")
     teacher_tokenizer = load.load_tokenizer(config.teacher, "teacher")
     load.check_vocabularies(tokenizer, teacher_tokenizer)
     problems = load_problems(config.prompts)
+    check_problems(problems, config)
     last = checkpoint.all_checkpoints(out / "checkpoints")[-1:]
-    settings = config.student.model_copy(update={"path": str(last[0] / "model")}) if last else config.student
-    student = load.load_model(settings, "student", device)
-    teacher = load.load_model(config.teacher, "teacher", device)
+    policy, targets = load_policies(config, last[0] / "model" if last else None, device)
+    student, teacher = policy.model, targets["teacher"].model
     stop_ids = load.choose_stop_ids((student, tokenizer), (teacher, teacher_tokenizer), config.rollout.stop_ids)
     contexts = {"context": load.context_length(student), "teacher_context": load.context_length(teacher)}
     new = config.rollout.max_new_tokens
     prompts = encode_prompts(
         problems, tokenizer, config.prompts, new, teacher_template=config.teacher.context, **contexts
     )
-    check_problems(problems, config)
-    policy, teacher_policy = Policy(student, config.student.compute), Policy(teacher, config.teacher.compute)
-    check_head(policy, "student", config.student.path)
-    check_head(teacher_policy, "teacher", config.teacher.path)
-    policies = {"teacher": teacher_policy}
-    if any(getattr(term.objective, "target", None) == "initial" for term in config.all_terms.values()):
-        policies["initial"] = Policy(load.load_model(config.student, "student", device), config.student.compute)
-    vocabulary = min(policy.head.shape[0], teacher_policy.head.shape[0])
-    for each in (policy, *policies.values()):
-        each.vocabulary = vocabulary
-    check_supports(config, vocabulary)
-    if config.student.gradient_checkpointing:
-        student.gradient_checkpointing_enable()  # type: ignore[operator]
-    target_heads = {name: lambda each=each: each.head for name, each in policies.items()}
+    target_heads = {name: lambda each=each: each.head for name, each in targets.items()}
     learner = Learner(config, policy, config.steps * config.passes * config.updates_per_step, target_heads)
     position, pending = _restore(last[0], learner) if last else (Position(), {})
-    batch, temperature = config.rollout.batch, config.rollout.temperature
+    batch, budget, temperature = config.rollout.batch, config.microbatch_tokens, config.rollout.temperature
     answers = [problem.answer for problem in problems if problem.answer is not None]
     return Parts(
         policy=policy,
         tokenizer=tokenizer,
-        targets={
-            name: LocalTeacher(each, config.microbatch_tokens, temperature, name) for name, each in policies.items()
-        },
+        targets={name: LocalTeacher(each, budget, temperature, name) for name, each in targets.items()},
         engines=Engines(
-            HFEngine(policy, batch, guide=teacher_policy),
-            HFEngine(teacher_policy, batch),
+            HFEngine(policy, batch, guide=targets["teacher"]),
+            HFEngine(targets["teacher"], batch),
             stop_ids,
             lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"]),
         ),
         learner=learner,
         prompts=prompts,
         # a pass over the whole vocabulary, which other weights have no use for
-        newline_ids=newline_ids(tokenizer, vocabulary if reads_newlines(config) else 0),
+        newline_ids=newline_ids(tokenizer, policy.head.shape[0] if reads_newlines(config) else 0),
         grader=grader_for(answers) if needs_verifier(config) else None,
         position=position,
         pending=pending,
     )
+
+
+def prepare_torch(config: TrainConfig) -> torch.device:
+    """Threads, device and, on a GPU, the settings under which a resumed run repeats itself bit for bit."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = load.pick_device(config.device)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return device
+
+
+def load_policies(
+    config: TrainConfig, checkpoint_model: Path | None, device: torch.device
+) -> tuple[Policy, dict[str, Policy]]:
+    """The student, from a checkpoint where there is one, and those it is held to: "teacher" and, where a term asks for
+    it, "initial"; all cut to the vocabulary that they share. Raises InputError."""
+    settings = config.student
+    if checkpoint_model is not None:
+        settings = settings.model_copy(update={"path": str(checkpoint_model)})
+    policy = Policy(load.load_model(settings, "student", device), config.student.compute)
+    targets = {"teacher": Policy(load.load_model(config.teacher, "teacher", device), config.teacher.compute)}
+    check_head(policy, "student", config.student.path)
+    check_head(targets["teacher"], "teacher", config.teacher.path)
+    if any(getattr(term.objective, "target", None) == "initial" for term in config.all_terms.values()):
+        targets["initial"] = Policy(load.load_model(config.student, "student", device), config.student.compute)
+    vocabulary = min(policy.head.shape[0], targets["teacher"].head.shape[0])
+    for each in (policy, *targets.values()):
+        each.vocabulary = vocabulary
+    check_supports(config, vocabulary)
+    if config.student.gradient_checkpointing:
+        policy.model.gradient_checkpointing_enable()  # type: ignore[operator]
+    return policy, targets
 
 
 def check_problems(problems: Sequence[Problem], config: TrainConfig) -> None:
