@@ -22,8 +22,9 @@ lint: .venv/ready  ## style and types
 	$(BIN)/pyright
 	$(BIN)/python docs/generate.py --check
 
-bench: .venv/ready  ## the chunked head against full logits, side by side
+bench: .venv/ready  ## the chunked head against full logits, and what weights cost, side by side
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/head.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/weights.py
 
 docs: .venv/ready  ## regenerate the pages that are made from the code
 	$(BIN)/python docs/generate.py
