@@ -4,7 +4,7 @@ normalise(map(reduce over a partition of(signal))), without gradient.
 
 import difflib
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -40,10 +40,19 @@ def _by_kind(value: Any) -> Any:
     return {"kind": "block", "size": int(match[1])} if match else {"kind": value}
 
 
-def _one_of_above_below(settings: Any) -> Any:
-    if (settings.above is None) == (settings.below is None):
-        raise ValueError("give either above or below")
-    return settings
+class OneSided(Settings):
+    """A threshold, passed from one side."""
+
+    above: float | None = None
+    """The threshold; give this or `below`."""
+    below: float | None = None
+    """The threshold; give this or `above`."""
+
+    @model_validator(mode="after")
+    def _one_side(self) -> Self:
+        if (self.above is None) == (self.below is None):
+            raise ValueError("give either above or below")
+        return self
 
 
 class SampledTokenObjective(Settings):
@@ -220,20 +229,12 @@ class TargetEssMap(Settings):
     """Highest tau: a drift that is rounding noise is not magnified without bound."""
 
 
-class ThresholdMap(Settings):
+class ThresholdMap(OneSided):
     """`hit` where the value is above (or below) the threshold, else `miss`."""
 
     kind: Literal["threshold"] = "threshold"
-    above: float | None = None
-    """The threshold; give this or `below`."""
-    below: float | None = None
-    """The threshold; give this or `above`."""
     hit: NonNegativeFloat = 1.0
     miss: NonNegativeFloat = 0.0
-
-    @model_validator(mode="after")
-    def _one_side(self) -> "ThresholdMap":
-        return _one_of_above_below(self)
 
 
 class AffineMap(Settings):
@@ -304,19 +305,11 @@ Reducer = Literal["mean", "abs_mean", "mean_abs", "rms", "root_mean", "max", "fi
 Control = Literal["constant", "resample", "shuffle_within", "shuffle_across", "inverse", "shuffle_boundaries"]
 
 
-class Condition(Settings):
+class Condition(OneSided):
     """Whether a token's signal is above or below a threshold."""
 
     signal: SignalName
     """What is looked at."""
-    above: float | None = None
-    """The threshold; give this or `below`."""
-    below: float | None = None
-    """The threshold; give this or `above`."""
-
-    @model_validator(mode="after")
-    def _one_side(self) -> "Condition":
-        return _one_of_above_below(self)
 
 
 class Factor(Settings):

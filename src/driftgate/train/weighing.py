@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import keyed
 from ..data.experience import Experience
 from ..errors import RunError
-from ..loss_config import Condition, Factor, Partition, TermSettings, ThresholdMap
+from ..loss_config import Condition, Factor, OneSided, Partition, TermSettings
 from ..method import weights as steps
 from ..method.changepoint import changepoint_spans, keep_before_drop
 from ..method.gates import span_mean
@@ -157,7 +157,7 @@ def streams_of(
     return Streams(sequences, rows, batch.place[tokens].to(device), moment.update, values)
 
 
-def _beyond(values: Tensor, threshold: Condition | ThresholdMap) -> Tensor:
+def _beyond(values: Tensor, threshold: OneSided) -> Tensor:
     """bool: above `above`, or below `below`, whichever is given."""
     if threshold.above is not None:
         return values > threshold.above
