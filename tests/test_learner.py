@@ -113,6 +113,8 @@ def test_the_split_into_micro_batches_changes_nothing(settings, tmp_path, object
         parts, streams = collected(config, tmp_path / str(tokens))
         schedule = enumerate(loop.schedule(config, 0))
         metrics = [update(config, parts, streams, part, number) for number, (_, _, part) in schedule]
+        for each in metrics:
+            each.pop("padding")  # tells of the split itself
         results.append((metrics, [p.detach().clone() for p in parts.policy.parameters()]))
     for metrics, weights in results[1:]:
         for one, other in zip(metrics, results[0][0]):
@@ -313,3 +315,16 @@ def test_diagnostics_change_no_weight(settings, tmp_path):
         weights.append([p.detach().clone() for p in parts.policy.parameters()])
     assert 0 < metrics["grad_norm_ratio"] != 1
     assert all(torch.equal(one, other) for one, other in zip(*weights))
+
+
+def test_the_padding_share_is_that_of_the_micro_batches(settings, tmp_path):
+    shares = []
+    for tokens in (1, 100_000):
+        config = check_config(settings | {"microbatch_tokens": tokens})
+        parts, streams = collected(config, tmp_path / str(tokens))
+        batch = streams["student"]
+        lengths = [len(p) + len(r) for p, r in zip(batch.prompts, batch.responses)]
+        metrics = parts.learner.update(portions_of(config, parts, streams, list(range(12))), Moment(0, 0))
+        shares.append(metrics["padding"])
+    assert shares == [0.0, pytest.approx(1 - sum(lengths) / (12 * max(lengths)))]
+    assert shares[1] > 0

@@ -17,6 +17,8 @@ class MicroBatch:
     """int64 [N]: positions in the flattened [B * T] whose hidden state predicts each valid response token."""
     tokens: Tensor
     """int64 [N], on the CPU: the same tokens' places in the rollout batch's flat stream."""
+    padding: int
+    """Positions of `input_ids` that are padding."""
 
 
 def micro_batches(lengths: Sequence[int], sequences: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -53,4 +55,5 @@ def pack(
     for row, (prompt, kept, start) in enumerate(zip(prompts, keep, starts)):
         predicts.append(row * width + len(prompt) - 1 + kept.nonzero().flatten())
         tokens.append(start + torch.arange(int(kept.sum())))
-    return MicroBatch(input_ids.to(device), torch.cat(predicts).to(device), torch.cat(tokens))
+    padding = input_ids.numel() - sum(map(len, sequences))
+    return MicroBatch(input_ids.to(device), torch.cat(predicts).to(device), torch.cat(tokens), padding)

@@ -54,6 +54,10 @@ class Update:
     """Weights found before the backward, by term."""
     tau: dict[str, float] = field(default_factory=dict)
     """The tau that a factor chose, by term and factor."""
+    positions: int = 0
+    """Positions that the forwards with a gradient went over, padding included."""
+    padding: int = 0
+    """Those of them that were padding."""
 
     @property
     def divided_last(self) -> bool:
@@ -96,7 +100,7 @@ class Learner:
         metrics = _metrics(work, sums) | {f"tau.{name}": value for name, value in work.tau.items()}
         if diagnose:
             metrics["grad_norm_ratio"] = norm / plain if plain else 1.0
-        return metrics | {"grad_norm": norm, "lr": lr}
+        return metrics | {"padding": work.padding / max(work.positions, 1), "grad_norm": norm, "lr": lr}
 
     def _accumulate(self, work: Update) -> dict[str, Sums]:
         """Forward and backward of every micro-batch. Returns each term's sums."""
@@ -106,6 +110,8 @@ class Learner:
             for micro in self._micro_batches(portion):
                 loss, totals = self.policy(micro, self._finish(work, stream, micro))
                 loss.backward()
+                work.positions += micro.input_ids.numel()
+                work.padding += micro.padding
                 for name, (values, weighed) in totals.items():
                     sums[name].add(values, weighed)
         return sums
