@@ -1,6 +1,7 @@
 """From a recipe's name or file and `key.sub=value` overrides to a checked `TrainConfig`."""
 
 import difflib
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -37,8 +38,9 @@ def shipped_recipes() -> dict[str, About]:
     return {name: About.model_validate(_parse(_text(name), name)["about"]) for name in recipe_names()}
 
 
+@cache
 def recipe_names() -> list[str]:
-    """Of every recipe in the package."""
+    """Of every recipe in the package, which does not change while it runs."""
     with resources.as_file(SHIPPED) as folder:
         return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
 
@@ -50,23 +52,12 @@ def load_recipe(name: str, overrides: list[str] | None = None, family: str | Non
     recipe extends the latter; so `repairs/iw_opd` runs with the settings of `qwen3/sampled_token_none`.
     Raises InputError for an unknown recipe, setting or value.
     """
-    values = _read(name, family=family)
-    if family is not None:
-        _check_family(name, family)
+    values: dict[str, Any] = {}
+    for part in reversed(_chain(name, family)):
+        values = _merge(values, part)
     for override in overrides or []:
         _apply(values, override)
     return check_config(values)
-
-
-def _check_family(name: str, family: str) -> None:
-    """Raises InputError where the family would change nothing."""
-    chain = [name]
-    while base := _parse(_text(chain[-1]), chain[-1]).get("extends"):
-        chain.append(str(base))
-    if not any(part.startswith(FAMILY) for part in chain):
-        raise InputError(
-            f"--family {family}: {name} does not extend a recipe of {FAMILY}, so it would change nothing; leave it out"
-        )
 
 
 def check_config(values: dict[str, Any]) -> TrainConfig:
@@ -77,19 +68,36 @@ def check_config(values: dict[str, Any]) -> TrainConfig:
         raise InputError("\n".join(_line(problem) for problem in error.errors())) from None
 
 
-def _read(name: str, seen: tuple[str, ...] = (), family: str | None = None) -> dict[str, Any]:
-    """YAML mapping of a recipe; `extends` names the recipe whose values it changes."""
-    if family is not None and name.startswith(FAMILY):
-        name = f"{family}/{name.removeprefix(FAMILY)}"
-        if name not in recipe_names():
-            families = sorted({known.partition("/")[0] for known in recipe_names() if known.endswith("/lsm_none")})
-            raise InputError(f"--family {family}: there is no {name}; families are {', '.join(families)}")
-    if name in seen:
-        raise InputError(f"recipe {name}: extends itself, by way of {' and '.join(seen)}")
-    values = _parse(_text(name), name)
-    values.pop("about", None)
-    base = values.pop("extends", None)
-    return _merge(_read(str(base), (*seen, name), family), values) if base is not None else values
+def _chain(name: str, family: str | None) -> list[dict[str, Any]]:
+    """The recipe's own values, then those of the one that it `extends`, and so on to the last."""
+    names: list[str] = []
+    parts: list[dict[str, Any]] = []
+    wanted: str | None = name
+    while wanted is not None:
+        if wanted in names:
+            raise InputError(f"recipe {wanted}: extends itself, by way of {' and '.join(names)}")
+        names.append(wanted)
+        values = _parse(_text(_in_family(wanted, family)), wanted)
+        values.pop("about", None)
+        base = values.pop("extends", None)
+        parts.append(values)
+        wanted = None if base is None else str(base)
+    if family is not None and not any(part.startswith(FAMILY) for part in names):
+        raise InputError(
+            f"--family {family}: {name} does not extend a recipe of {FAMILY}, so it would change nothing; leave it out"
+        )
+    return parts
+
+
+def _in_family(name: str, family: str | None) -> str:
+    """The name of a recipe's namesake in the family, where it has one."""
+    if family is None or not name.startswith(FAMILY):
+        return name
+    namesake = f"{family}/{name.removeprefix(FAMILY)}"
+    if namesake not in recipe_names():
+        families = sorted({known.partition("/")[0] for known in recipe_names() if known.endswith("/lsm_none")})
+        raise InputError(f"--family {family}: there is no {namesake}; families are {', '.join(families)}")
+    return namesake
 
 
 def _text(name: str) -> str:

@@ -73,7 +73,7 @@ def _add_support(needs: Needs, name: str, support: str, k: int) -> None:
 
 
 def _add_signals(needs: Needs, reads: set[str], k: int) -> None:
-    """reads: names of `Streams` fields."""
+    """reads: names of `method.signals.READABLE` streams."""
     needs.logp |= "behaviour_logp" in reads
     needs.entropy |= "behaviour_entropy" in reads
     if reads & {"student_top_ids", "student_top_logp", "teacher_at_student"}:

@@ -104,17 +104,11 @@ def factor_values(
     name: str, factor: Factor, streams: Streams, spans: Spans, moment: Moment, tau: dict[str, float]
 ) -> Tensor:
     """One factor [N] before normalisation: signal -> reduce -> map -> control. Notes a chosen tau in `tau`."""
-    signal = observe(factor.signal, streams)
-    if factor.partition.kind == "prefix":
-        reduced = steps.reduce_prefix(signal, streams.rows, factor.reduce, factor.partition.exclusive)
-        ids = token_spans(streams.rows)
-    else:
-        ids = _spans(name, factor, streams, spans, moment)
-        reduced = steps.reduce_spans(signal, ids, factor.reduce)
+    signal, ids = observe(factor.signal, streams), _spans(name, factor, streams, spans, moment)
     if factor.map.kind == "before_drop":
         mapped = keep_before_drop(streams.rows, signal, ids)[steps.first_of(ids)].float()
     else:
-        mapped = _mapped(name, factor, reduced, ids, streams, moment, tau)
+        mapped = _mapped(name, factor, _reduced(factor, signal, ids, streams), ids, streams, moment, tau)
     values = _controlled(name, factor, mapped, ids, streams, moment)[ids]
     if factor.where is not None:
         values = torch.where(observe(factor.where, streams) > 0, values, factor.otherwise)
@@ -172,6 +166,8 @@ def _fixed(factor: Factor) -> bool:
 def _spans(name: str, factor: Factor, streams: Streams, spans: Spans, moment: Moment) -> Tensor:
     """int64 [N], ids from 0 without gaps."""
     partition = factor.partition
+    if partition.kind == "prefix":
+        return token_spans(streams.rows)
     if partition.kind == "changepoint":
         ids = changepoint_spans(streams.rows, drift(streams), partition.min_tokens, partition.penalty)
     else:
@@ -179,6 +175,13 @@ def _spans(name: str, factor: Factor, streams: Streams, spans: Spans, moment: Mo
     if factor.control == "shuffle_boundaries":
         return random_spans(streams.rows, ids, moment.uniforms("control", name, streams.sequences))
     return ids
+
+
+def _reduced(factor: Factor, signal: Tensor, ids: Tensor, streams: Streams) -> Tensor:
+    """[N] to [S]; a prefix is one span a token."""
+    if factor.partition.kind == "prefix":
+        return steps.reduce_prefix(signal, streams.rows, factor.reduce, factor.partition.exclusive)
+    return steps.reduce_spans(signal, ids, factor.reduce)
 
 
 def _mapped(
