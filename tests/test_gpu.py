@@ -5,6 +5,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from driftgate.method import head
 from driftgate.recipe import check_config
 from driftgate.train.run import final_model, run
 
@@ -28,3 +29,18 @@ def test_a_gpu_run_in_bfloat16_trains(settings, tmp_path):
     student = settings["student"] | {"compute": "bfloat16", "gradient_checkpointing": True}
     run(check_config(settings | {"device": "cuda", "student": student}), tmp_path, Console(quiet=True))
     assert final_model(tmp_path).is_dir()
+
+
+def test_the_head_in_bfloat16_is_exact_but_for_its_operands():
+    """Chunks in one piece of memory, the softmax in place: against float64 of the same operands."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 64, generator=generator).bfloat16().cuda() for n in (300, 5000))
+    ids = torch.randint(5000, (300, 3), generator=generator).cuda()
+    expected = (hidden.double() @ weight.double().T).log_softmax(-1).gather(1, ids)
+    found = head.token_logprobs(hidden.requires_grad_(), weight.requires_grad_(), ids)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(head.summary(hidden, weight, ids).logp, found)
+    found.sum().backward()
+    assert hidden.grad is not None
+    assert hidden.grad.isfinite().all()

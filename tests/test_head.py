@@ -39,6 +39,29 @@ def test_token_logprobs_and_gradients_equal_the_full_softmax(chunk, temperature)
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.skipif(not hasattr(torch.nn, "LinearCrossEntropyOptions"), reason="torch before 2.13 has no fused loss")
+def test_token_logprobs_equal_torchs_fused_cross_entropy():
+    hidden, weight, ids = problem(300, 32, 1000, torch.float32)
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=128)
+    how = {"reduction": "none", "options": options}
+    theirs = -torch.nn.functional.linear_cross_entropy(hidden, weight, ids[:, 0], **how)
+    ours = head.token_logprobs(hidden, weight, ids[:, 0])
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    for one, other in zip(gradients(ours, hidden, weight), gradients(theirs, hidden, weight)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softmax_in_place_is_the_softmax(dtype):
+    """Rows of a true vocabulary's width, and one that is all but certain."""
+    logits = torch.randn(5, 151_936, dtype=dtype, generator=torch.Generator().manual_seed(0)) * 5
+    logits[3, 7] = 1e4
+    for ours, theirs in ((head.softmax_, torch.softmax), (head.log_softmax_, torch.log_softmax)):
+        place = logits.clone()
+        assert ours(place).data_ptr() == place.data_ptr()
+        assert torch.equal(place, theirs(logits, -1))
+
+
 @QUICK
 @given(
     st.integers(0, 20),

@@ -7,6 +7,8 @@ import json
 import pytest
 import torch
 from conftest import collected, make_model, portions_of
+from rich.console import Console
+from safetensors.torch import load_file
 from twins import (
     slow_fixed_spans,
     slow_gate,
@@ -17,8 +19,11 @@ from twins import (
 
 from driftgate.errors import RunError
 from driftgate.loss_config import TermSettings
+from driftgate.models.policy import Policy
 from driftgate.recipe import check_config
-from driftgate.train import loop, setup
+from driftgate.train import loop, scoring, setup
+from driftgate.train.portions import schedule
+from driftgate.train.run import final_model, run
 from driftgate.train.sums import Sums
 from driftgate.train.weighing import Moment, Weighed
 
@@ -162,6 +167,51 @@ def test_dropped_tokens_leave_the_loss_and_its_denominator(settings, tmp_path):
     assert len(batch.ids) == kept < sum(len(r) for r in batch.responses)
 
 
+def first_length(config, batch):
+    return len(batch.tokens_of(next(schedule(config, 0))[2]))
+
+
+@pytest.mark.parametrize("objective", [LSM, SAMPLED])
+@pytest.mark.parametrize("minibatch", [5, None])
+def test_the_first_update_tells_its_own_behaviour(settings, tmp_path, monkeypatch, objective, minibatch):
+    """A run whose first update had no forward before it ends at the weights of one that had, bit for bit."""
+    changes = {"objective": objective, "minibatch": minibatch, "diagnostics": {"every": 2}}
+    config = check_config(settings | changes | {"rollout": settings["rollout"] | {"allow_truncated": True}})
+    weights, forwards = [], []
+    for told in (True, False):
+        with monkeypatch.context() as patch:
+            if not told:
+                patch.setattr(scoring, "_told_by_update", lambda config, needs, step: False)
+            calls = counted(patch, Policy, "forward")
+            run(config, tmp_path / str(told), Console(quiet=True))
+            forwards.append(len(calls))
+        weights.append(load_file(final_model(tmp_path / str(told)) / "model.safetensors"))
+    assert forwards[0] < forwards[1]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def counted(patch, owner, name):
+    """A list that grows with every call of a method."""
+    calls, original = [], getattr(owner, name)
+
+    def method(self, *arguments):
+        calls.append(arguments)
+        return original(self, *arguments)
+
+    patch.setattr(owner, name, method)
+    return calls
+
+
+def test_behaviour_is_scored_beforehand_where_weights_look_at_all_of_the_batch(settings, tmp_path):
+    """Or where more than log-probabilities is wanted of the student."""
+    across = {"signal": "drift", "partition": {"kind": "token"}, "map": {"kind": "exp"}, "control": "shuffle_across"}
+    whole = [{"weights": {"w": across}}, {"objective": {"kind": "candidates", "k": 4}}]
+    for number, changes in enumerate(whole):
+        config = check_config(settings | {"minibatch": None} | changes)
+        batch = collected(config, tmp_path / str(number))[1]["student"]
+        assert batch.scores["behaviour_logp"].isfinite().all()
+
+
 @pytest.mark.parametrize("minibatch", [1, None])
 def test_a_response_whose_every_token_is_dropped_is_passed_over(settings, tmp_path, minibatch):
     changes = {"objective": LSM, "drop_tokens": [1], "microbatch_tokens": 1, "minibatch": minibatch}
@@ -171,7 +221,10 @@ def test_a_response_whose_every_token_is_dropped_is_passed_over(settings, tmp_pa
     batch.keep[3] = torch.zeros_like(batch.keep[3])
     batch = dataclasses.replace(batch, scores={})
     batch = loop.behaviour_scores(config, parts.policy, "student", batch, 0)
-    assert (batch.scores["behaviour_logp"] < 0).all()
+    # the first minibatch, which is everything or one response, is left to its own update
+    assert batch.scores["behaviour_logp"].isnan().sum() == (
+        len(batch.ids) if minibatch is None else first_length(config, batch)
+    )
     streams = {"student": loop.target_scores(config, parts.targets, "student", batch, 0)}
     before = [p.detach().clone() for p in parts.policy.parameters()]
     metrics = update(config, parts, streams, [3])

@@ -18,6 +18,7 @@ from driftgate.recipe import check_config, load_recipe
 from driftgate.rollout.horizon import LengthController
 from driftgate.train import loop
 from driftgate.train.checkpoint import Position
+from driftgate.train.records import distances
 from driftgate.train.run import run
 from driftgate.train.stop import Stopped, StopSignal
 from driftgate.train.tracking import Display, Metrics
@@ -230,7 +231,7 @@ def test_the_ends_of_the_mixture(values, tmp_path, share, references):
     assert references_in(streams["student"]) == [references] * 12
     metrics = parts.learner.update(portions_of(config, parts, streams, range(12)), Moment(3, 0))
     assert math.isfinite(metrics["loss"])
-    assert "mismatch_mean" in parts.last_rollout if not references else "mismatch_mean" not in parts.last_rollout
+    assert ("mismatch_mean" in distances(streams["student"])) is not references
 
 
 # what the teacher writes
@@ -317,7 +318,8 @@ def test_the_student_is_scored_as_itself_whoever_leads_its_draws(values, tmp_pat
     parts, streams = collected(config, tmp_path / "run")
     for prompt, ids in zip(streams["student"].prompts, streams["student"].responses):
         assert ids.tolist() == greedy(values["teacher"]["path"], prompt.tolist(), 10)  # the budget is the teacher's
-    assert parts.last_rollout["mismatch_max"] < 1e-4
+    parts.learner.update(portions_of(config, parts, streams, range(len(streams["student"].responses))), Moment(3, 0))
+    assert distances(streams["student"])["mismatch_max"] < 1e-4
 
 
 # streams that are not the student's

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 CHUNK = 256
+FEW = 8
+"""Rows of a vocabulary's width that fit a processor's cache."""
 
 
 class Summary(NamedTuple):
@@ -31,7 +33,7 @@ def token_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: flo
     """log softmax(logits)[ids]: the log-probability, in nats, of one token or K tokens per position; differentiable.
 
     hidden: [N, H]; weight: [V, H]; ids: int64 [N] or [N, K], each from 0 to V - 1. Returns float32 (float64 for float64
-    input) of the shape of `ids`. Keeps logsumexp [N] and recomputes the logits of a chunk in the backward pass.
+    input) of the shape of `ids`. Recomputes the logits of a chunk in the backward pass.
     Raises ValueError naming the argument.
     """
     _check_ids(hidden, ids, 1, 2)
@@ -65,8 +67,9 @@ def summary(
         new(len(hidden), top, dtype=torch.int64) if top else None,
         new(len(hidden), top, dtype=wide(hidden)) if top else None,
     )
+    room = chunk_room(hidden, weight, chunk)
     for part in parts(len(hidden), chunk):
-        _summarise(chunk_logits(hidden[part], weight, temperature), ids[part], part, result)
+        _summarise(chunk_logits(hidden[part], weight, temperature, room), ids[part], part, result)
     return result
 
 
@@ -80,38 +83,36 @@ def support_logits(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: flo
 
 def _summarise(logits: Tensor, ids: Tensor, part: slice, result: Summary) -> None:
     """Fill the rows `part` of `result`, using `logits` [C, V] up. ids: int64 [C, K]."""
-    logsumexp = logits.logsumexp(-1, keepdim=True)
-    result.logp[part] = logits.gather(1, ids) - logsumexp
+    logp = log_softmax_(logits)
+    result.logp[part] = logp.gather(1, ids)
     if result.top_ids is not None and result.top_logp is not None:
-        top, result.top_ids[part] = logits.topk(result.top_ids.shape[1], dim=-1)
-        result.top_logp[part] = top - logsumexp
+        result.top_logp[part], result.top_ids[part] = logp.topk(result.top_ids.shape[1], dim=-1)
     if result.entropy is not None:
-        logp = logits.sub_(logsumexp)
-        result.entropy[part] = -logp.exp().mul_(logp).sum(-1)
+        # a few rows at a time, so that what lies between stays in the cache
+        result.entropy[part] = torch.cat([-(rows.exp() * rows).sum(-1) for rows in logp.split(FEW)])
 
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, ids, temperature, chunk):
         logp = torch.empty(ids.shape, dtype=wide(hidden), device=hidden.device)
-        logsumexp = torch.empty(len(hidden), 1, dtype=logp.dtype, device=hidden.device)
+        room = chunk_room(hidden, weight, chunk)
         for part in parts(len(hidden), chunk):
-            logits = chunk_logits(hidden[part], weight, temperature)
-            logsumexp[part] = logits.logsumexp(-1, keepdim=True)
-            logp[part] = logits.gather(1, ids[part]) - logsumexp[part]
-        ctx.save_for_backward(hidden, weight, ids, logsumexp)
+            logits = chunk_logits(hidden[part], weight, temperature, room)
+            logp[part] = log_softmax_(logits).gather(1, ids[part])
+        ctx.save_for_backward(hidden, weight, ids)
         ctx.temperature, ctx.chunk = temperature, chunk
         return logp
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         """d logp / d logits = onehot(id) - softmax, summed over a position's K ids, recomputed chunk by chunk."""
-        hidden, weight, ids, logsumexp = ctx.saved_tensors
+        hidden, weight, ids = ctx.saved_tensors
         grad = grad / ctx.temperature
+        room = chunk_room(hidden, weight, ctx.chunk)
 
         def grad_logits(part: slice) -> Tensor:
-            logits = chunk_logits(hidden[part], weight, ctx.temperature)
-            softmax = logits.sub_(logsumexp[part]).exp_()
+            softmax = softmax_(chunk_logits(hidden[part], weight, ctx.temperature, room))
             # scatter_add_, for a token that a position names twice counts twice.
             return softmax.mul_(-grad[part].sum(1, keepdim=True)).scatter_add_(1, ids[part], grad[part])
 
@@ -150,8 +151,11 @@ def head_gradients(
     grad_weight = torch.zeros_like(weight, dtype=wide(weight))
     for part in parts(len(hidden), chunk):
         grad = grad_logits(part).to(weight.dtype)
-        grad_hidden[part] = grad @ weight
-        grad_weight += grad.T @ hidden[part]
+        torch.mm(grad, weight, out=grad_hidden[part])
+        if grad_weight.dtype == weight.dtype:
+            grad_weight.addmm_(grad.T, hidden[part])
+        else:
+            grad_weight += grad.T @ hidden[part]
     return grad_hidden, grad_weight.to(weight.dtype)
 
 
@@ -164,14 +168,30 @@ def operands(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.to(dtype), weight.to(dtype)
 
 
-def chunk_logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    """[C, V] in float32 (or float64), at the temperature."""
+def chunk_room(hidden: Tensor, weight: Tensor, chunk: int) -> Tensor:
+    """Where the logits of one chunk after the other go: fresh memory for each costs a CPU more than their softmax."""
+    return torch.empty(min(chunk, len(hidden)), len(weight), dtype=wide(hidden), device=hidden.device)
+
+
+def chunk_logits(hidden: Tensor, weight: Tensor, temperature: float, room: Tensor) -> Tensor:
+    """[C, V] in float32 (or float64), at the temperature; in `room` [at least C, V], over what was there."""
+    logits = room[: len(hidden)]
     with torch.autocast(hidden.device.type, enabled=False):
         if hidden.dtype == torch.bfloat16:
-            logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)  # pyright: ignore[reportCallIssue]
+            torch.mm(hidden, weight.T, out_dtype=torch.float32, out=logits)  # pyright: ignore[reportCallIssue]
         else:
-            logits = hidden @ weight.T
+            torch.mm(hidden, weight.T, out=logits)
     return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def log_softmax_(logits: Tensor) -> Tensor:
+    """In place, over the last dimension; no second [C, V]."""
+    return torch.log_softmax(logits, -1, out=logits)  # type: ignore[call-overload]
+
+
+def softmax_(logits: Tensor) -> Tensor:
+    """In place, over the last dimension."""
+    return torch.softmax(logits, -1, out=logits)  # type: ignore[call-overload]
 
 
 def parts(count: int, chunk: int) -> Iterator[slice]:

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from .head import CHUNK, chunk_logits, head_gradients, operands, parts, wide
+from .head import CHUNK, chunk_logits, chunk_room, head_gradients, log_softmax_, operands, parts, wide
 from .objectives import Kind, check_kind
 
 
@@ -46,9 +46,10 @@ class _VocabularyDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, hidden_q, weight_q, kind, beta, temperature, chunk):
         result = torch.empty(len(hidden), dtype=wide(hidden), device=hidden.device)
+        rooms = chunk_room(hidden, weight, chunk), chunk_room(hidden_q, weight_q, chunk)
         for part in parts(len(hidden), chunk):
-            log_p = chunk_logits(hidden[part], weight, temperature).log_softmax(-1)
-            log_q = chunk_logits(hidden_q[part], weight_q, temperature).log_softmax(-1)
+            log_p = log_softmax_(chunk_logits(hidden[part], weight, temperature, rooms[0]))
+            log_q = log_softmax_(chunk_logits(hidden_q[part], weight_q, temperature, rooms[1]))
             result[part] = _value(log_p, log_q, kind, beta)
         ctx.save_for_backward(hidden, weight, hidden_q, weight_q)
         ctx.kind, ctx.beta, ctx.temperature, ctx.chunk = kind, beta, temperature, chunk
@@ -58,10 +59,11 @@ class _VocabularyDivergence(torch.autograd.Function):
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, hidden_q, weight_q = ctx.saved_tensors
         grad = grad[:, None] / ctx.temperature
+        rooms = chunk_room(hidden, weight, ctx.chunk), chunk_room(hidden_q, weight_q, ctx.chunk)
 
         def grad_logits(part: slice) -> Tensor:
-            log_p = chunk_logits(hidden[part], weight, ctx.temperature).log_softmax(-1)
-            log_q = chunk_logits(hidden_q[part], weight_q, ctx.temperature).log_softmax(-1)
+            log_p = log_softmax_(chunk_logits(hidden[part], weight, ctx.temperature, rooms[0]))
+            log_q = log_softmax_(chunk_logits(hidden_q[part], weight_q, ctx.temperature, rooms[1]))
             return _slope(log_p, log_q, ctx.kind, ctx.beta).mul_(grad[part])
 
         return *head_gradients(hidden, weight, ctx.chunk, grad_logits), None, None, None, None, None, None

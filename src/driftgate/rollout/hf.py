@@ -16,9 +16,6 @@ from .engine import Request, Response, Sampling
 from .reader import Reader
 from .sampling import sample
 
-COMPACT_BELOW = 0.75
-"""Share of rows still running under which the finished ones are dropped from the batch."""
-
 
 class HFEngine:
     """Decodes `batch` responses at once (all of them for None); a prompt is encoded once for all its responses.
@@ -45,7 +42,7 @@ class HFEngine:
         for part in self._parts(requests, order):
             chosen = [requests[i] for i in part]
             prompts = [r.prompt for r in chosen], [r.for_teacher for r in chosen]
-            readers = [Reader(*model, shown) for model, shown in zip(models, prompts)]
+            readers = [Reader(*model, shown, sampling.max_new_tokens) for model, shown in zip(models, prompts)]
             for index, answers in zip(part, _Decoder(readers, sampling, chosen, advance or (lambda n: None)).run()):
                 responses[index] = answers
         return responses
@@ -96,7 +93,7 @@ class _Decoder:
         self.uniforms = torch.from_numpy(draws).to(self.device)
         self.ids = torch.zeros(len(keys), sampling.max_new_tokens, dtype=torch.int64, device=self.device)
         self.logprobs = torch.zeros(self.ids.shape, device=self.device)
-        self.lengths = torch.zeros(len(keys), dtype=torch.int64, device=self.device)
+        self.lengths = torch.full((len(keys),), sampling.max_new_tokens, device=self.device)
         self.finished = torch.zeros(len(keys), dtype=torch.bool, device=self.device)
         self.stops = torch.tensor(sampling.stop_ids, device=self.device)
         self.rows = torch.arange(len(keys), device=self.device)
@@ -105,30 +102,33 @@ class _Decoder:
         owner = torch.repeat_interleave(torch.tensor([len(r.keys) for r in self.requests], device=self.device))
         for reader in self.readers:
             reader.prefill(owner)
-        running = torch.ones_like(self.rows, dtype=torch.bool)
         for step in range(self.sampling.max_new_tokens):
-            tokens = self._draw(step, running)
-            ended = running & torch.isin(tokens, self.stops)
-            self.finished[self.rows[ended]] = True
-            running = running & ~ended
-            self.advance(int(ended.sum()))
-            if step + 1 == self.sampling.max_new_tokens or not running.any():
+            tokens, logprobs = self._sample(self.uniforms[self.rows, step])
+            self.ids[self.rows, step], self.logprobs[self.rows, step] = tokens, logprobs
+            ended = torch.isin(tokens, self.stops)
+            if ended.any():
+                tokens = self._drop(tokens, ended, step)
+            if not len(tokens) or step + 1 == self.sampling.max_new_tokens:
                 break
-            if running.float().mean() < COMPACT_BELOW:
-                tokens, running = self._compact(tokens, running)
             for reader in self.readers:
                 reader.read(tokens, step)
-        self.advance(int(running.sum()))
+        self.advance(len(self.rows))
         return self._responses()
 
-    def _draw(self, step: int, running: Tensor) -> Tensor:
-        """Sample a token for every row [B]; record it for those still running."""
-        tokens, logprobs = self._sample(self.uniforms[self.rows, step])
-        rows = self.rows[running]
-        self.ids[rows, step] = tokens[running]
-        self.logprobs[rows, step] = logprobs[running]
-        self.lengths[rows] = step + 1
-        return tokens
+    def _drop(self, tokens: Tensor, ended: Tensor, step: int) -> Tensor:
+        """Take the rows that ended (bool [B]) from the batch, the last rows moving into their places."""
+        self.finished[self.rows[ended]] = True
+        self.lengths[self.rows[ended]] = step + 1
+        running = (~ended).nonzero().flatten()
+        count = len(running)
+        places, movers = ended[:count].nonzero().flatten(), running[running >= count]
+        for reader in self.readers:
+            reader.replace(places, movers, count)
+        for part in (tokens, self.rows):
+            part[places] = part[movers]
+        self.rows = self.rows[:count]
+        self.advance(len(tokens) - count)
+        return tokens[:count]
 
     def _sample(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         """Next tokens int64 [B], and the student's log-probabilities of them, whoever else had a say."""
@@ -139,14 +139,6 @@ class _Decoder:
         assert how.budget is not None
         tokens, _ = sample(blend(logits[0], logits[1], how.budget)[0], uniforms, how.top_p)
         return tokens, logits[0].log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-
-    def _compact(self, tokens: Tensor, running: Tensor) -> tuple[Tensor, Tensor]:
-        """Drop finished rows from the batch."""
-        keep = running.nonzero().flatten()
-        self.rows = self.rows[keep]
-        for reader in self.readers:
-            reader.select(keep)
-        return tokens[keep], running[keep]
 
     def _responses(self) -> list[list[Response]]:
         lengths, finished = self.lengths.tolist(), self.finished.tolist()

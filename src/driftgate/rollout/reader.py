@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .cache import GrowingCache
+from .decode_step import DecodeStep, can_decode
 
 
 class Reader:
@@ -16,11 +17,14 @@ class Reader:
 
     hidden: Tensor
 
-    def __init__(self, model: nn.Module, vocabulary: int | None, prompts: Sequence[tuple[int, ...]]):
+    def __init__(self, model: nn.Module, vocabulary: int | None, prompts: Sequence[tuple[int, ...]], new_tokens: int):
+        """new_tokens: those to come at most. Models that `DecodeStep` does not know decode through their modules."""
         self.model, self.prompts = model, prompts
         self.head: Tensor = model.get_output_embeddings().weight[:vocabulary]  # type: ignore[operator, index, assignment]
         self.device = self.head.device
         self.cache = GrowingCache()
+        positions = max(map(len, prompts)) + new_tokens
+        self.decode_step = DecodeStep(model, positions) if can_decode(model) else None
 
     def prefill(self, owner: Tensor) -> None:
         """Encode each prompt once, padded on the left; then one row per response, of prompt `owner` int64 [B]."""
@@ -31,45 +35,47 @@ class Reader:
         self.visible = (place >= 0).to(self.device) if (lengths < width).any() else None
         self.lengths = lengths.to(self.device)
         self._forward(torch.tensor(padded, device=self.device), place.clamp(min=0).to(self.device))
-        self.select(owner)
+        self.cache.select(owner)
+        self.hidden, self.lengths = self.hidden[owner], self.lengths[owner]
+        if self.visible is not None:
+            self.visible = self.visible[owner]
 
     def read(self, tokens: Tensor, step: int) -> None:
         """Take in one token a row, int64 [B], the response's number `step` from 0."""
-        self._forward(tokens[:, None], (self.lengths + step)[:, None])
+        positions = self.lengths + step
+        if self.decode_step is None:
+            self._forward(tokens[:, None], positions[:, None])
+        else:
+            self.hidden = self.decode_step(tokens, positions, self.cache, self.visible)
 
     def logits(self, temperature: float) -> Tensor:
         """Of each row's next token, float32 [B, V], divided by the temperature."""
-        return (self.hidden @ self.head.T).float() / temperature
+        logits = (self.hidden @ self.head.T).float()
+        return logits if temperature == 1 else logits / temperature
 
-    def select(self, rows: Tensor) -> None:
-        """Keep (or repeat) rows int64 [B'] only, in that order."""
-        self.cache.select(rows)
-        self.hidden, self.lengths = self.hidden[rows], self.lengths[rows]
-        if self.visible is not None:
-            self.visible = self.visible[rows]
+    def replace(self, places: Tensor, rows: Tensor, count: int) -> None:
+        """Put `rows` int64 [n] into `places` int64 [n], then keep the first `count` rows; what comes next is `read`."""
+        self.cache.replace(places, rows, count)
+        for part in (self.lengths, self.visible):
+            if part is not None:
+                part[places] = part[rows]
+        self.lengths, self.visible = self.lengths[:count], None if self.visible is None else self.visible[:count]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> None:
-        """One forward of t new tokens a row, [B, t]."""
-        mask = None
-        if self.visible is not None:
-            if self.cache.get_seq_length():
-                self.visible = torch.cat([self.visible, torch.ones_like(ids, dtype=torch.bool)], 1)
-            mask = self._mask(ids.shape[1])
+        """One forward of t new tokens a row, [B, t], through the model's modules."""
         body = self.model.base_model(  # type: ignore[operator]
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=None if self.visible is None else self._mask(self.visible, ids.shape[1]),
             position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
         )
         self.hidden = body.last_hidden_state[:, -1]
 
-    def _mask(self, new: int) -> Tensor:
+    def _mask(self, visible: Tensor, new: int) -> Tensor:
         """Bool [B, 1, t, L]: what the t new positions may see, the padding before a short prompt excepted."""
-        assert self.visible is not None
-        total = self.visible.shape[1]
-        place = torch.arange(total, device=self.device)
-        causal = place[None] <= place[total - new :, None]
-        mask = self.visible[:, None, None] & causal
+        place = torch.arange(self.cache.get_seq_length() + new, device=self.device)
+        seen = nn.functional.pad(visible, (0, len(place) - visible.shape[1]), value=True)
+        queries = place[-new:, None]
         # a padding position sees itself: a row that sees nothing would be NaN
-        return mask | (place[None] == place[total - new :, None])
+        return (seen[:, None, None] & (place <= queries)) | (place == queries)

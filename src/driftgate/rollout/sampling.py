@@ -24,11 +24,11 @@ def sample(logits: Tensor, uniforms: Tensor, top_p: float) -> tuple[Tensor, Tens
 
 def _inverse_cdf(logits: Tensor, log_total: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
     if top_p >= 1:
-        mass = (logits - log_total).double().exp().cumsum(-1)
+        mass = (logits - log_total).exp_().cumsum(-1, dtype=torch.float64)
         return _search(mass, uniforms * mass[:, -1])
     for width in (min(WIDTH, logits.shape[1]), logits.shape[1]):
         top, ids = logits.topk(width, dim=-1)
-        mass = (top - log_total).double().exp().cumsum(-1)
+        mass = (top - log_total).exp_().cumsum(-1, dtype=torch.float64)
         if width == logits.shape[1] or bool((mass[:, -1] >= top_p).all()):
             break
     last = (mass < top_p).sum(-1, keepdim=True).clamp(max=mass.shape[1] - 1)

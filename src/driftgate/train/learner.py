@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..config import TrainConfig
+from ..data.experience import Experience
 from ..data.packing import MicroBatch
 from ..errors import RunError
 from ..loss_config import TermSettings
@@ -28,7 +29,7 @@ from . import diagnostics
 from .losses import Outputs, Scores, clipped, read_head, token_losses
 from .portions import Portion
 from .sums import Sums
-from .weighing import Moment, Weighed, streams_of, weigh
+from .weighing import Moment, Weighed, streams_of, weigh, weighed_ahead
 
 
 @dataclass
@@ -133,6 +134,8 @@ class Learner:
             ids, objectives = batch.ids[micro.tokens].to(device), [term.objective for term in terms.values()]
             want_logp = self.want_logp and stream == "student"
             outputs = read_head(hidden, weight, ids, objectives, scores, temperature, want_logp)
+            if stream == "student" and work.moment.update == 0:
+                _note_behaviour(batch, micro.tokens, outputs.logp)
             total, sums = hidden.new_zeros(()), {}
             for name, term in terms.items():
                 losses = token_losses(term.objective, outputs, scores, self._target_head, temperature)
@@ -169,7 +172,7 @@ class Learner:
         logp: Tensor | None = None
         for name, term in work.terms.items():
             portion = work.portions.get(term.stream)
-            if portion is None or not len(portion.tokens) or not _is_ahead(term, work):
+            if portion is None or not len(portion.tokens) or not weighed_ahead(term, len(work.terms)):
                 continue
             tokens, live = portion.tokens, None
             if "logp" in term.reads_of_weights:
@@ -268,11 +271,12 @@ class Learner:
         return max(shapes[settings.schedule], 0.0)
 
 
-def _is_ahead(term: TermSettings, work: Update) -> bool:
-    """Whether a term's weights, or what their sum is divided by, have to be known before the backward."""
-    factors = term.weights.values()
-    summed = term.denominator == "kept" or any(factor.normalise == "minibatch" for factor in factors)
-    return any(factor.whole for factor in factors) or (len(work.terms) > 1 and summed)
+def _note_behaviour(batch: Experience, tokens: Tensor, logp: Tensor | None) -> None:
+    """The first update's student is the one that wrote the rollout: where its log-probabilities of `tokens` were left
+    open (NaN, see `scoring.behaviour_scores`), `logp` [N] is them."""
+    behaviour = batch.scores.get("behaviour_logp")
+    if logp is not None and behaviour is not None and behaviour[tokens].isnan().any():
+        behaviour[tokens] = logp.detach().to(behaviour)
 
 
 def _metrics(work: Update, sums: dict[str, Sums]) -> dict[str, float]:

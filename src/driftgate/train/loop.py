@@ -21,7 +21,7 @@ from . import checkpoint
 from .checkpoint import Position
 from .learner import Learner
 from .portions import Portion, schedule, sequences_of, spans_of
-from .records import make_experience, rollout_metrics, rollout_rows
+from .records import distances, make_experience, rollout_metrics, rollout_rows
 from .rollouts import (
     controller_after,
     controller_of,
@@ -93,6 +93,8 @@ def one_step(
         }
         moment = Moment(config.seed, position.step, number)
         values = timed_update(parts.learner, portions, moment, diagnosed(config, position.step), where, out)
+        if number == 0:
+            values |= distances(streams["student"])
         metrics.log("update", **where, **values)
         position.update = number + 1
         stop.check()

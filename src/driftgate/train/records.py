@@ -88,8 +88,7 @@ def _verdict(text: str, gold: str | None, grader: Grader | None) -> bool | None:
 
 
 def rollout_metrics(batch: Experience, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Lengths, truncated share, repetition and share right of the responses that the student wrote, how the teacher
-    sees them, and how far the engine's log-probabilities are from the trainer's own."""
+    """Lengths, truncated share, repetition and share right of the responses that the student wrote."""
     written = [row for row in rows if not row["reference"]]
     metrics: dict[str, float] = {"responses": len(rows), "tokens": sum(len(row["ids"]) for row in rows)}
     if len(written) < len(rows):
@@ -105,11 +104,12 @@ def rollout_metrics(batch: Experience, rows: Sequence[dict[str, Any]]) -> dict[s
     graded = [row["correct"] for row in written if row["correct"] is not None]
     if graded:
         metrics["correct"] = float(np.mean(graded))
-    return metrics | _distances(batch)
+    return metrics
 
 
-def _distances(batch: Experience) -> dict[str, float]:
-    """On the tokens that the student wrote: |engine - trainer|, and the mean of log q - log o."""
+def distances(batch: Experience) -> dict[str, float]:
+    """On the tokens that the student wrote: |engine - trainer|, and the mean of log q - log o; from the first update
+    on, which is when the student's log-probabilities are complete."""
     scores, own = batch.scores, batch.written[batch.rows]
     if "behaviour_logp" not in scores or not own.any():
         return {}

@@ -3,9 +3,11 @@
 Every response stream (the student's rollouts, reference solutions, the teacher's samples) has needs of its own.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ..config import TrainConfig
@@ -14,6 +16,7 @@ from ..loss_config import CandidateObjective, DivergenceObjective, LsmObjective,
 from ..models.policy import Policy
 from ..teacher.local import LocalTeacher, TargetNeeds, score_tokens
 from .portions import schedule, sequences_of
+from .weighing import weighed_ahead
 
 
 @dataclass
@@ -92,14 +95,18 @@ def behaviour_scores(config: TrainConfig, policy: Policy, name: str, batch: Expe
     as needed, its entropy and most probable tokens.
 
     In the very micro-batches of the first pass, so that the drift of the first update is exactly 0, not rounding noise.
+    The log-probabilities of the first minibatch are left open, NaN, where its own update will tell them.
     """
     needs = needs_of(config, name, step)
     if not needs.behaviour:
         return batch
-    scores: dict[str, Tensor] = {}
+    scores: dict[str, Tensor] = {"logp": torch.zeros(len(batch.ids), 1, dtype=policy.wide)}
     for pass_, minibatch, sequences in schedule(config, step):
         if pass_ == 0:
             chosen = sequences_of(config, name, batch, sequences, minibatch)
+            if minibatch == 0 and name == "student" and _told_by_update(config, needs, step):
+                scores["logp"][batch.tokens_of(chosen)] = math.nan
+                continue
             micros = batch.micro_batches(chosen, config.microbatch_tokens, policy.device)
             wanted = TargetNeeds(entropy=needs.entropy, top=needs.top)
             part = score_tokens(policy, micros, batch.ids[:, None], wanted, config.rollout.temperature)
@@ -107,6 +114,13 @@ def behaviour_scores(config: TrainConfig, policy: Policy, name: str, batch: Expe
     names = {"logp": "behaviour_logp", "entropy": "behaviour_entropy"}
     scores["logp"] = scores["logp"][:, 0]
     return batch.with_scores(**{names.get(key, f"student_{key}"): value for key, value in scores.items()})
+
+
+def _told_by_update(config: TrainConfig, needs: Needs, step: int) -> bool:
+    """Whether the first update needs no forward before it: it finds log p(y_t) itself, before anything reads it."""
+    terms = config.terms_at(step).values()
+    ahead = any(weighed_ahead(t, len(terms)) and t.reads_of_weights & {"logp", "behaviour_logp"} for t in terms)
+    return "logp" in config.reads and not (needs.entropy or needs.top or ahead)
 
 
 def target_scores(

@@ -61,6 +61,13 @@ class Weighed:
 Spans = dict[Partition, Tensor]
 
 
+def weighed_ahead(term: TermSettings, terms: int) -> bool:
+    """Whether a term's weights, or what their sum is divided by, must be known before the backward; `terms` in all."""
+    factors = term.weights.values()
+    summed = term.denominator == "kept" or any(factor.normalise == "minibatch" for factor in factors)
+    return any(factor.whole for factor in factors) or (terms > 1 and summed)
+
+
 def fixed_partitions(term: TermSettings, batch: Experience, newline_ids: Tensor) -> Spans:
     """The term's partitions that do not move with the drift, over the whole batch: int64 [N] each.
 
