@@ -85,7 +85,7 @@ class Learner:
         settings = config.optimizer
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, settings.lr, settings.betas, settings.eps, settings.weight_decay
+            self.parameters, settings.lr, settings.betas, settings.eps, settings.weight_decay, fused=True
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda n: self._lr_factor(n, updates))
 
