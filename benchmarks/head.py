@@ -1,26 +1,21 @@
 """The chunked head against logits -> log_softmax -> gather, side by side in one run: CPU-seconds and peak memory.
 
-    python benchmarks/head.py [--tokens 2048] [--hidden 256] [--vocabulary 151936] [--repeats 3]
+    python benchmarks/head.py [--tokens 4096] [--hidden 256] [--vocabulary 151936] [--repeats 2] [--quick]
 
-Each way runs in a process of its own (so that its peak memory is its own), forward and backward, and is compared by
-its ratio to full logits. Writes benchmarks/results/head.json.
+Forward and backward of each way, the ways in turn; their peak memory in a process of its own each, above that of one
+that only makes the inputs and a gradient of the head. Writes benchmarks/results/head.json.
 """
 
-import argparse
-import json
-import multiprocessing
-import platform
-import resource
-import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
+import measure
 import torch
 from torch import Tensor
 
 from driftgate.method import head, objectives
+from driftgate.method.vocabulary import vocabulary_divergence
 
 K = 32
 
@@ -31,6 +26,11 @@ def full_sampled(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
 
 def chunked_sampled(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     return head.token_logprobs(hidden, weight, ids[:, 0])
+
+
+def fused_sampled(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    ones = torch.ones(len(ids))
+    return head.weighted_loss(hidden, weight, ids[:, 0], ones, lambda part, logp: -logp)[0]
 
 
 def torch_sampled(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
@@ -57,81 +57,105 @@ def chunked_lsm_ungated(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     return objectives.topk_reverse_kl(head.support_logits(hidden, weight, ids), torch.zeros(ids.shape))
 
 
-def nothing(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-    """What every process needs before it begins: inputs and the head's gradient."""
-    return hidden.sum() + weight.sum() * 0
+def full_divergence(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    log_p, log_q = ((states @ weight.T).log_softmax(-1) for states in (hidden, hidden.detach().flip(0)))
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def chunked_divergence(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    return vocabulary_divergence(hidden, weight, hidden.detach().flip(0), weight.detach(), "reverse_kl")
 
 
 WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "nothing": nothing,
     "sampled token, full logits": full_sampled,
     "sampled token, chunked": chunked_sampled,
+    "sampled token, weights known before": fused_sampled,
     "sampled token, torch's chunked": torch_sampled,
     "LSM with gate, full logits": full_lsm,
     "LSM with gate, chunked": chunked_lsm,
     "LSM without gate, chunked": chunked_lsm_ungated,
+    "KL over the vocabulary, full logits": full_divergence,
+    "KL over the vocabulary, chunked": chunked_divergence,
 }
+TARGETS = {"sampled token, chunked": (1.35, 0.1), "LSM with gate, chunked": (0.55, 0.1)}
+"""Most of the time and of the peak memory of full logits."""
+Shape = tuple[int, int, int]
+"""Tokens, hidden size, vocabulary."""
 
 
-def measure(name: str, shape: tuple[int, int, int], repeats: int) -> dict[str, float]:
-    """CPU-seconds (median, after one warm-up) and peak memory in MB of one way; run in a fresh process."""
-    torch.set_num_threads(1)
+def inputs(shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
     tokens, size, vocabulary = shape
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, size, generator=generator).requires_grad_()
     weight = torch.randn(vocabulary, size, generator=generator).div_(size**0.5).requires_grad_()
-    ids = torch.randint(vocabulary, (tokens, K), generator=generator)
-    seconds = []
-    for _ in range(repeats + 1):
-        hidden.grad = weight.grad = None
-        began = time.process_time()
-        WAYS[name](hidden, weight, ids).sum().backward()
-        seconds.append(time.process_time() - began)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"cpu_s": statistics.median(seconds[1:]), "spread_s": max(seconds[1:]) - min(seconds[1:]), "peak_mb": peak}
+    return hidden, weight, torch.randint(vocabulary, (tokens, K), generator=generator)
+
+
+def learn(name: str, hidden: Tensor, weight: Tensor, ids: Tensor) -> None:
+    hidden.grad = weight.grad = None
+    WAYS[name](hidden, weight, ids).sum().backward()
+
+
+def once(name: str | None, shape: Shape) -> None:
+    """In a fresh process, for its memory; None for what every way needs before it begins."""
+    hidden, weight, ids = inputs(shape)
+    if name is None:
+        (hidden.sum() + weight.sum() * 0).backward()
+    else:
+        learn(name, hidden, weight, ids)
+
+
+def bases(names: list[str]) -> dict[str, str]:
+    """The full logits of each way's objective."""
+    return {name: next(full for full in names if full.startswith(name.split()[0]) and "full" in full) for name in names}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=2048)
+    parser = measure.parser(__doc__ or "")
+    parser.add_argument("--tokens", type=int, default=None)
     parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--vocabulary", type=int, default=151_936)
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
-    shape = (arguments.tokens, arguments.hidden, arguments.vocabulary)
-    began = time.time()
-    figures = {}
+    parser.add_argument("--vocabulary", type=int, default=None)
+    arguments, began = parser.parse_args(), time.time()
+    quick = arguments.quick
+    shape = (
+        arguments.tokens or (512 if quick else 4096),
+        arguments.hidden,
+        arguments.vocabulary or (20_000 if quick else 151_936),
+    )
     ways = [name for name in WAYS if "torch's" not in name or hasattr(torch.nn, "LinearCrossEntropyOptions")]
-    context = multiprocessing.get_context("spawn")
+    figures = timed(ways, shape, arguments.repeats or (1 if quick else 2))
+    if not quick:
+        add_memory(figures, ways, shape)
+    columns = {"cpu_s": ".2f", "ratio": ".2f", "least": ".2f", "most": ".2f", "peak_mb": ".0f", "memory_ratio": ".3f"}
+    measure.table(figures, columns, f"head, {shape[0]} tokens, H = {shape[1]}, V = {shape[2]}")
+    if not quick:
+        tell_targets(figures)
+    sizes = dict(zip(("tokens", "hidden", "vocabulary"), shape)) | {"support": K, "seed": 0}
+    measure.write("head", began, quick, **sizes, figures=figures)
+
+
+def timed(ways: list[str], shape: Shape, repeats: int) -> measure.Figures:
+    tensors = inputs(shape)
+    return measure.against(
+        measure.rounds({name: partial(learn, name, *tensors) for name in ways}, repeats), bases(ways)
+    )
+
+
+def add_memory(figures: measure.Figures, ways: list[str], shape: Shape) -> None:
+    """`peak_mb` above the inputs, and its ratio to full logits."""
+    base = measure.peak_mb(once, None, shape)
     for name in ways:
-        with context.Pool(1) as pool:
-            figures[name] = pool.apply(measure, (name, shape, arguments.repeats))
-    base = figures.pop("nothing")["peak_mb"]
-    print(f"{'way':32}{'CPU-s':>9}{'spread':>9}{'time ratio':>12}{'peak MB':>10}{'memory ratio':>14}")
-    for name, figure in figures.items():
-        full = figures["sampled token, full logits" if name.startswith("sampled") else "LSM with gate, full logits"]
-        figure["time_ratio"] = figure["cpu_s"] / full["cpu_s"]
-        figure["memory_ratio"] = (figure["peak_mb"] - base) / (full["peak_mb"] - base)
-        print(
-            f"{name:32}{figure['cpu_s']:9.2f}{figure['spread_s']:9.2f}{figure['time_ratio']:12.2f}"
-            f"{figure['peak_mb'] - base:10.0f}{figure['memory_ratio']:14.2f}"
-        )
-    result = {
-        "command": " ".join(["python", "benchmarks/head.py", *sys.argv[1:]]),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "machine": f"{platform.machine()}, 1 thread",
-        "tokens": shape[0],
-        "hidden": shape[1],
-        "vocabulary": shape[2],
-        "support": K,
-        "seed": 0,
-        "seconds": round(time.time() - began),
-        "base_mb": base,
-        "figures": figures,
-    }
-    out = Path(__file__).parent / "results" / "head.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(result, indent=2) + "\n")
+        figures[name]["peak_mb"] = measure.peak_mb(once, name, shape) - base
+    for name, full in bases(ways).items():
+        figures[name]["memory_ratio"] = figures[name]["peak_mb"] / figures[full]["peak_mb"]
+
+
+def tell_targets(figures: measure.Figures) -> None:
+    for name, (time_, memory) in TARGETS.items():
+        figure = figures[name]
+        reached = figure["ratio"] <= time_ and figure["memory_ratio"] <= memory
+        figure |= {"target": [time_, memory], "reached": reached}
+        print(f"{name}: {time_} of the time and {memory} of the memory {'reached' if reached else 'missed'}")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,35 @@ def test_token_logprobs_and_gradients_equal_the_full_softmax(chunk, temperature)
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_weighted_loss_and_its_gradients_equal_those_in_two_passes(chunk, temperature):
+    """A loss that is not linear in log p and differs from token to token."""
+    hidden, weight, ids = problem()
+    scale, token_weight = torch.linspace(0.5, 2, 37).double(), torch.linspace(-1, 2, 37).double()
+
+    def loss_of(part, logp):
+        return (logp * scale[part]).exp() + logp.square()
+
+    total, losses, logp = head.weighted_loss(hidden, weight, ids[:, 0], token_weight, loss_of, temperature, chunk)
+    expected = slow_logprobs(hidden, weight, temperature).gather(1, ids[:, :1])[:, 0]
+    torch.testing.assert_close(logp, expected.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(losses, loss_of(slice(None), expected).detach(), rtol=1e-12, atol=1e-12)
+    theirs = (token_weight * loss_of(slice(None), expected)).sum()
+    torch.testing.assert_close(total, theirs, rtol=1e-12, atol=1e-12)
+    found = torch.autograd.grad(total * 0.3, (hidden, weight))
+    for one, other in zip(found, torch.autograd.grad(theirs * 0.3, (hidden, weight))):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weighted_loss_sees_the_log_probabilities_of_the_other_paths_bit_for_bit(dtype):
+    hidden, weight, ids = problem(300, 32, 1000, dtype)
+    logp = head.weighted_loss(hidden, weight, ids[:, 0], torch.ones(300), lambda part, logp: -logp)[2]
+    assert torch.equal(logp, head.token_logprobs(hidden, weight, ids[:, 0]))
+    assert torch.equal(logp, head.summary(hidden, weight, ids[:, :1]).logp[:, 0])
+
+
 @pytest.mark.skipif(not hasattr(torch.nn, "LinearCrossEntropyOptions"), reason="torch before 2.13 has no fused loss")
 def test_token_logprobs_equal_torchs_fused_cross_entropy():
     hidden, weight, ids = problem(300, 32, 1000, torch.float32)
@@ -274,14 +303,19 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("function", ["token_logprobs", "token_logprobs of many", "support_logits", "summary", *KINDS])
+CUT = ["token_logprobs", "token_logprobs of many", "weighted_loss", "support_logits", "summary", *KINDS]
+
+
+@pytest.mark.parametrize("function", CUT)
 def test_no_tensor_of_tokens_times_vocabulary_is_made(function):
     """Forward and backward."""
     hidden, weight, ids = problem(count=512, vocabulary=1000)
     other_hidden, other_weight, _ = problem(count=512, hidden=8, vocabulary=1000)
+    ones = torch.ones(512)
     calls = {
         "token_logprobs": lambda: head.token_logprobs(hidden, weight, ids[:, 0], 1.0, 32),
         "token_logprobs of many": lambda: head.token_logprobs(hidden, weight, ids, 1.0, 32),
+        "weighted_loss": lambda: head.weighted_loss(hidden, weight, ids[:, 0], ones, lambda part, p: p, 1.0, 32)[0],
         "support_logits": lambda: head.support_logits(hidden, weight, ids, 1.0, 32),
         "summary": lambda: head.summary(hidden, weight, ids, 5, True, 1.0, 32).logp,
     }

@@ -41,6 +41,27 @@ def token_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: flo
     return _TokenLogprobs.apply(*operands(hidden, weight), columns, temperature, chunk).view(ids.shape)  # type: ignore[no-any-return]
 
 
+def weighted_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    ids: Tensor,
+    token_weight: Tensor,
+    loss_of: Callable[[slice, Tensor], Tensor],
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """sum_t w_t l(log p(y_t)) where the weights are known beforehand: the gradient is made while a chunk's logits are
+    at hand, so that three products are taken instead of the four of `token_logprobs`.
+
+    hidden: [N, H]; weight: [V, H]; ids: int64 [N]; token_weight: float [N], without gradient; loss_of(part, logp): the
+    losses [C] of the tokens `part` from their log-probabilities [C], token by token. Returns the sum [], differentiable
+    once in `hidden` and `weight`, and without gradient the losses and the log-probabilities, float32 (or float64) [N].
+    Raises ValueError naming the argument.
+    """
+    _check_ids(hidden, ids, 1)
+    return _WeightedLoss.apply(*operands(hidden, weight), ids, token_weight, loss_of, temperature, chunk)  # type: ignore[no-any-return]
+
+
 @torch.no_grad()
 def summary(
     hidden: Tensor,
@@ -117,6 +138,32 @@ class _TokenLogprobs(torch.autograd.Function):
             return softmax.mul_(-grad[part].sum(1, keepdim=True)).scatter_add_(1, ids[part], grad[part])
 
         return *head_gradients(hidden, weight, ctx.chunk, grad_logits), None, None, None
+
+
+class _WeightedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, ids, token_weight, loss_of, temperature, chunk):
+        losses, logp = (torch.empty(len(hidden), dtype=wide(hidden), device=hidden.device) for _ in range(2))
+        room = chunk_room(hidden, weight, chunk)
+
+        def grad_logits(part: slice) -> Tensor:
+            log_softmax = log_softmax_(chunk_logits(hidden[part], weight, temperature, room))
+            logp[part] = log_softmax.gather(1, ids[part, None])[:, 0]
+            with torch.enable_grad():
+                own = logp[part].detach().requires_grad_()
+                found = loss_of(part, own)
+            losses[part] = found.detach()
+            slope = torch.autograd.grad(found, own, token_weight[part].to(found))[0][:, None] / temperature
+            return log_softmax.exp_().mul_(-slope).scatter_add_(1, ids[part, None], slope)
+
+        ctx.gradients = head_gradients(hidden, weight, chunk, grad_logits)
+        ctx.mark_non_differentiable(losses, logp)
+        return (token_weight * losses).sum(), losses, logp
+
+    @staticmethod
+    def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_hidden, grad_weight = ctx.gradients
+        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None, None, None
 
 
 class _SupportLogits(torch.autograd.Function):

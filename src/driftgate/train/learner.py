@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..data.experience import Experience
 from ..data.packing import MicroBatch
 from ..errors import RunError
-from ..loss_config import TermSettings
+from ..loss_config import NllObjective, SampledTokenObjective, TermSettings
 from ..method import head
 from ..method.gates import span_drift
 from ..models.policy import Policy
@@ -30,6 +29,9 @@ from .losses import Outputs, Scores, clipped, read_head, token_losses
 from .portions import Portion
 from .sums import Sums
 from .weighing import Moment, Weighed, streams_of, weigh, weighed_ahead
+
+TermSums = tuple[dict[str, Tensor], Weighed]
+"""A term's sums over the tokens of a micro-batch, and what its weights amount to."""
 
 
 @dataclass
@@ -122,32 +124,77 @@ class Learner:
 
     def _finish(self, work: Update, stream: str, micro: MicroBatch):
         """The part of the forward after the body: the loss to go backward from, and each term's sums over tokens."""
-        portion, device = work.portions[stream], self.policy.device
-        batch, temperature = portion.batch, self.config.rollout.temperature
         terms = {name: term for name, term in work.terms.items() if term.stream == stream}
-
-        @cache
-        def scores(name: str) -> Tensor:
-            return batch.scores[name][micro.tokens].to(device)
+        scores = self._scores(work, stream, micro.tokens)
+        fused = len(terms) == 1 and all(self._is_known(work, name) for name in terms)
 
         def finish(hidden: Tensor, weight: Tensor):
-            ids, objectives = batch.ids[micro.tokens].to(device), [term.objective for term in terms.values()]
-            want_logp = self.want_logp and stream == "student"
-            outputs = read_head(hidden, weight, ids, objectives, scores, temperature, want_logp)
-            if stream == "student" and work.moment.update == 0:
-                _note_behaviour(batch, micro.tokens, outputs.logp)
-            total, sums = hidden.new_zeros(()), {}
-            for name, term in terms.items():
-                losses = token_losses(term.objective, outputs, scores, self._target_head, temperature)
-                weighed = self._weighed(work, name, micro.tokens, outputs)
-                weighted = (weighed.weight * losses).sum()
-                total = total + weighted * self._scale(work, name)
-                sums[name] = {"loss": weighted, "ungated": losses.sum()}, weighed
+            if fused:
+                total, outputs, sums = self._fused_loss(work, next(iter(terms)), micro.tokens, hidden, weight)
+            else:
+                total, outputs, sums = self._loss(work, stream, terms, micro.tokens, hidden, weight, scores)
             if stream == "student":
                 sums["main"][0].update(self._student_sums(work, micro, outputs, scores))
             return total, sums
 
         return finish
+
+    def _loss(
+        self,
+        work: Update,
+        stream: str,
+        terms: Mapping[str, TermSettings],
+        tokens: Tensor,
+        hidden: Tensor,
+        weight: Tensor,
+        scores: Scores,
+    ) -> tuple[Tensor, Outputs, dict[str, TermSums]]:
+        """One look at the head for all terms of a stream, then their losses and weights."""
+        temperature = self.config.rollout.temperature
+        ids, objectives = self._ids(work, stream, tokens), [term.objective for term in terms.values()]
+        outputs = read_head(
+            hidden, weight, ids, objectives, scores, temperature, self.want_logp and stream == "student"
+        )
+        _note_behaviour(work, stream, tokens, outputs.logp)
+        total, sums = hidden.new_zeros(()), {}
+        for name, term in terms.items():
+            losses = token_losses(term.objective, outputs, scores, self._target_head, temperature)
+            weighed = self._weighed(work, name, tokens, outputs)
+            weighted = (weighed.weight * losses).sum()
+            total = total + weighted * self._scale(work, name)
+            sums[name] = {"loss": weighted, "ungated": losses.sum()}, weighed
+        return total, outputs, sums
+
+    def _fused_loss(
+        self, work: Update, name: str, tokens: Tensor, hidden: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Outputs, dict[str, TermSums]]:
+        """As `_loss`, for a stream's one term that `_is_known`: the gradient comes with the log-probabilities."""
+        term, temperature = work.terms[name], self.config.rollout.temperature
+        weighed = self._weighed(work, name, tokens, Outputs(hidden, weight, None))
+
+        def loss_of(part: slice, logp: Tensor) -> Tensor:
+            _note_behaviour(work, term.stream, tokens[part], logp)
+            outputs, scores = Outputs(hidden, weight, logp), self._scores(work, term.stream, tokens[part])
+            return token_losses(term.objective, outputs, scores, self._target_head, temperature)
+
+        ids = self._ids(work, term.stream, tokens)
+        total, losses, logp = head.weighted_loss(hidden, weight, ids, weighed.weight, loss_of, temperature)
+        sums: TermSums = {"loss": total, "ungated": losses.sum()}, weighed
+        return total * self._scale(work, name), Outputs(hidden, weight, logp), {name: sums}
+
+    def _is_known(self, work: Update, name: str) -> bool:
+        """Whether a term reads the sampled tokens' log-probabilities alone, with weights that do not wait for them."""
+        term = work.terms[name]
+        waits = name not in work.ahead and term.reads_of_weights & {"logp", "behaviour_logp"}
+        return isinstance(term.objective, (SampledTokenObjective, NllObjective)) and not waits
+
+    def _ids(self, work: Update, stream: str, tokens: Tensor) -> Tensor:
+        return work.portions[stream].batch.ids[tokens].to(self.policy.device)
+
+    def _scores(self, work: Update, stream: str, tokens: Tensor) -> Scores:
+        """Scores of tokens of a stream by their names, moved to the device once."""
+        known, device = work.portions[stream].batch.scores, self.policy.device
+        return cache(lambda name: known[name][tokens].to(device))
 
     def _weighed(self, work: Update, name: str, tokens: Tensor, outputs: Outputs) -> Weighed:
         """The weights of a micro-batch's tokens: those found ahead, or from the student's log-probabilities now."""
@@ -271,11 +318,12 @@ class Learner:
         return max(shapes[settings.schedule], 0.0)
 
 
-def _note_behaviour(batch: Experience, tokens: Tensor, logp: Tensor | None) -> None:
+def _note_behaviour(work: Update, stream: str, tokens: Tensor, logp: Tensor | None) -> None:
     """The first update's student is the one that wrote the rollout: where its log-probabilities of `tokens` were left
     open (NaN, see `scoring.behaviour_scores`), `logp` [N] is them."""
-    behaviour = batch.scores.get("behaviour_logp")
-    if logp is not None and behaviour is not None and behaviour[tokens].isnan().any():
+    behaviour = work.portions[stream].batch.scores.get("behaviour_logp")
+    first = stream == "student" and work.moment.update == 0
+    if first and logp is not None and behaviour is not None and behaviour[tokens].isnan().any():
         behaviour[tokens] = logp.detach().to(behaviour)
 
 
