@@ -1,13 +1,18 @@
 # Each target makes its own .venv on a fresh machine with Python 3.11 or later; a second run starts at once.
 PYTHON ?= python3.11
 BIN := .venv/bin
+BENCHMARKS := head weights rollout step scaling profile_step
 
-.PHONY: demo test lint bench docs
+.PHONY: demo test lint bench bench-quick docs
 .DELETE_ON_ERROR:
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/bench: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	touch $@
 
 demo: .venv/ready  ## the main job on the embedded pair, with a report
@@ -22,9 +27,11 @@ lint: .venv/ready  ## style and types
 	$(BIN)/pyright
 	$(BIN)/python docs/generate.py --check
 
-bench: .venv/ready  ## the chunked head against full logits, and what weights cost, side by side
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/head.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/weights.py
+bench: .venv/bench  ## every benchmark in full, about half an hour; leave the machine alone meanwhile
+	set -e; for name in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py; done
+
+bench-quick: .venv/ready  ## the same at small sizes, under a minute, to see that all is well
+	set -e; for name in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py --quick; done
 
 docs: .venv/ready  ## regenerate the pages that are made from the code
 	$(BIN)/python docs/generate.py

@@ -145,6 +145,24 @@ def test_draws_at_the_ends_stay_in_the_vocabulary():
         assert sample(logits, ends, top_p)[0].max() < 50
 
 
+@pytest.mark.parametrize("vocabulary", [5, 256, 700, 1024])
+def test_draws_without_a_nucleus_are_the_inverse_of_the_running_mass(vocabulary):
+    """Against a running sum in float64, at every place and at those where a block or the vocabulary ends."""
+    logits = torch.randn(4000, vocabulary, generator=torch.Generator().manual_seed(vocabulary)) * 2
+    logits[:, ::3] = -torch.inf  # tokens that must never come
+    draws = torch.rand(4000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    draws[:20], draws[20:40] = 0.0, 1 - 2**-53
+    ids, logprobs = sample(logits, draws, top_p=1.0)
+    running = logits.double().softmax(-1).cumsum(-1)
+    expected = (running <= draws[:, None]).sum(-1).clamp(max=vocabulary - 1)
+    assert (ids % 3 != 0).all()
+    off = ids != expected
+    assert off.float().mean() < 0.01  # only where a draw lies within rounding of an edge
+    edge = torch.minimum(ids, expected)[off, None]
+    assert ((running[off].gather(1, edge)[:, 0] - draws[off]).abs() < 1e-5).all()
+    torch.testing.assert_close(logprobs, logits.log_softmax(-1).gather(1, ids[:, None])[:, 0])
+
+
 def test_a_certain_model_is_certain():
     logits = torch.full((1, 9), -1e4)
     logits[0, 4] = 0.0

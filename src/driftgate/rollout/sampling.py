@@ -5,9 +5,12 @@ Shapes: B rows, V vocabulary.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 WIDTH = 256
 """Tokens looked at first; a nucleus wider than this costs a full sort."""
+BLOCK = 256
+"""Tokens whose mass is summed up first; one block alone is then searched token by token."""
 
 
 def sample(logits: Tensor, uniforms: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
@@ -16,20 +19,31 @@ def sample(logits: Tensor, uniforms: Tensor, top_p: float) -> tuple[Tensor, Tens
     logits: float [B, V], already divided by the temperature; uniforms: float64 [B] in [0, 1).
     Returns ids int64 [B] and log-probabilities float32 [B] under the whole distribution, not the nucleus.
     """
-    logits = logits.float()
-    log_total = logits.logsumexp(-1, keepdim=True)
-    ids = _inverse_cdf(logits, log_total, uniforms, top_p)
-    return ids, (logits.gather(1, ids[:, None]) - log_total)[:, 0]
+    logp = logits.float().log_softmax(-1)
+    ids = _inverse_cdf(logp.exp(), uniforms) if top_p >= 1 else _nucleus(logp, uniforms, top_p)
+    return ids, logp.gather(1, ids[:, None])[:, 0]
 
 
-def _inverse_cdf(logits: Tensor, log_total: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
-    if top_p >= 1:
-        mass = (logits - log_total).exp_().cumsum(-1, dtype=torch.float64)
-        return _search(mass, uniforms * mass[:, -1])
-    for width in (min(WIDTH, logits.shape[1]), logits.shape[1]):
-        top, ids = logits.topk(width, dim=-1)
-        mass = (top - log_total).exp_().cumsum(-1, dtype=torch.float64)
-        if width == logits.shape[1] or bool((mass[:, -1] >= top_p).all()):
+def _inverse_cdf(probability: Tensor, uniforms: Tensor) -> Tensor:
+    """The first id up to which the mass exceeds uniforms * all of it: first its block, then its place inside.
+
+    A running sum over all V in float64 would cost more than the model's output embedding.
+    """
+    blocks = F.pad(probability, (0, -probability.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    mass = blocks.sum(-1).double()
+    running = mass.cumsum(-1)
+    target = uniforms * running[:, -1]
+    block = _search(running, target)[:, None]
+    before = (running - mass).gather(1, block)[:, 0]
+    inside = blocks.gather(1, block[..., None].expand(-1, 1, BLOCK))[:, 0].double().cumsum(-1)
+    return block[:, 0] * BLOCK + _search(inside, target - before)
+
+
+def _nucleus(logp: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
+    for width in (min(WIDTH, logp.shape[1]), logp.shape[1]):
+        top, ids = logp.topk(width, dim=-1)
+        mass = top.double().exp_().cumsum(-1)
+        if width == logp.shape[1] or bool((mass[:, -1] >= top_p).all()):
             break
     last = (mass < top_p).sum(-1, keepdim=True).clamp(max=mass.shape[1] - 1)
     place = _search(mass, uniforms * mass.gather(1, last)[:, 0])
@@ -37,6 +51,6 @@ def _inverse_cdf(logits: Tensor, log_total: Tensor, uniforms: Tensor, top_p: flo
 
 
 def _search(mass: Tensor, target: Tensor) -> Tensor:
-    """First index whose cumulative mass exceeds the target."""
-    place = torch.searchsorted(mass, target[:, None], right=True)[:, 0]
-    return place.clamp(max=mass.shape[1] - 1)
+    """First index of each row whose running mass exceeds the target; never one without a mass of its own."""
+    below = mass[:, -1] * (1 - 1e-12)
+    return torch.searchsorted(mass, torch.minimum(target, below)[:, None], right=True)[:, 0]
