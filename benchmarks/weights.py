@@ -1,22 +1,17 @@
 """What a weight costs: CPU-seconds of an optimiser update of each recipe against its base without weights, in one run.
 
-    python benchmarks/weights.py [--repeats 7]
+    python benchmarks/weights.py [--repeats 7] [--quick]
 
 Every recipe learns from one rollout batch of the embedded pair (16 prompts x 2 responses). The updates after the first,
 on a drifted student, are timed, recipes in turn, and compared by the median ratio to the base of the same objective.
 Writes benchmarks/results/weights.json.
 """
 
-import argparse
-import json
-import platform
-import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-import torch
+import measure
 from rich.console import Console
 
 from driftgate.recipe import load_recipe
@@ -63,7 +58,7 @@ class Timed:
         streams = loop.collect(
             self.config, parts, position, Metrics(out / "metrics.jsonl", position), out, display, StopSignal()
         )
-        self.learner, self.seconds = parts.learner, []
+        self.learner, self.number = parts.learner, 0
         self.portions = {
             stream: Portion(
                 batch, range(len(batch.responses)), *spans_of(self.config, stream, batch, parts.newline_ids)
@@ -71,46 +66,25 @@ class Timed:
             for stream, batch in streams.items()
         }
 
-    def update(self, number: int) -> None:
-        began = time.process_time()
-        self.learner.update(self.portions, Moment(self.config.seed, 0, number))
-        if number:
-            self.seconds.append(time.process_time() - began)
+    def update(self) -> None:
+        """The next one; the first, on a student that has not drifted yet, is the round that is not counted."""
+        self.learner.update(self.portions, Moment(self.config.seed, 0, self.number))
+        self.number += 1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
-    torch.set_num_threads(1)
-    began, figures = time.time(), {}
+    arguments, began = measure.parser(__doc__ or "").parse_args(), time.time()
+    repeats = arguments.repeats or (1 if arguments.quick else 7)
+    figures: measure.Figures = {}
     with tempfile.TemporaryDirectory() as folder:
         for base, others in RECIPES.items():
-            timed = {name: Timed(name, Path(folder) / name) for name in (base, *others)}
-            for number in range(repeats + 1):
-                for each in timed.values():
-                    each.update(number)
-            for name, each in timed.items():
-                ratios = sorted(one / two for one, two in zip(each.seconds, timed[base].seconds))
-                figures[name] = {
-                    "cpu_s": statistics.median(each.seconds),
-                    "ratio": statistics.median(ratios),
-                    "least": ratios[0],
-                    "most": ratios[-1],
-                }
-    print(f"{'recipe':34}{'CPU-s an update':>16}{'ratio':>8}   least to most")
-    for name, figure in figures.items():
-        print(f"{name:34}{figure['cpu_s']:16.3f}{figure['ratio']:8.2f}   {figure['least']:.2f} to {figure['most']:.2f}")
-    result = {
-        "command": " ".join(["python", "benchmarks/weights.py", *sys.argv[1:]]),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "machine": f"{platform.machine()}, 1 thread",
-        "seed": 0,
-        "seconds": round(time.time() - began),
-        "figures": figures,
-    }
-    out = Path(__file__).parent / "results" / "weights.json"
-    out.write_text(json.dumps(result, indent=2) + "\n")
+            names = (base, *others[: 2 if arguments.quick else None])
+            timed = {name: Timed(name, Path(folder) / name) for name in names}
+            seconds = measure.rounds({name: one.update for name, one in timed.items()}, repeats)
+            figures |= measure.against(seconds, dict.fromkeys(names, base))
+    columns = {"cpu_s": ".3f", "ratio": ".2f", "least": ".2f", "most": ".2f"}
+    measure.table(figures, columns, "an update by recipe")
+    measure.write("weights", began, arguments.quick, ["transformers"], seed=0, repeats=repeats, figures=figures)
 
 
 if __name__ == "__main__":

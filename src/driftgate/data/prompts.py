@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..config import PromptSettings
 from ..errors import InputError
 
-SANDBOX_PROBLEMS = 16_384
+SANDBOX_PROBLEMS = 4_096
 """Embedded training problems: more than any shipped recipe shows."""
 
 
