@@ -3,7 +3,8 @@
     python benchmarks/head.py [--tokens 4096] [--hidden 256] [--vocabulary 151936] [--repeats 2] [--quick]
 
 Forward and backward of each way, the ways in turn; their peak memory in a process of its own each, above that of one
-that only makes the inputs and a gradient of the head. Writes benchmarks/results/head.json.
+that only makes the inputs and a gradient of the head; of our ways also at 1,024 and at 16,384 tokens.
+Writes benchmarks/results/head.json.
 """
 
 import time
@@ -79,6 +80,8 @@ WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 TARGETS = {"sampled token, chunked": (1.35, 0.1), "LSM with gate, chunked": (0.55, 0.1)}
 """Most of the time and of the peak memory of full logits."""
+TOKENS = (1024, 16_384)
+"""Between which the memory is to stay flat."""
 Shape = tuple[int, int, int]
 """Tokens, hidden size, vocabulary."""
 
@@ -126,12 +129,13 @@ def main() -> None:
     figures = timed(ways, shape, arguments.repeats or (1 if quick else 2))
     if not quick:
         add_memory(figures, ways, shape)
+    flat = {} if quick else flatness(shape)
     columns = {"cpu_s": ".2f", "ratio": ".2f", "least": ".2f", "most": ".2f", "peak_mb": ".0f", "memory_ratio": ".3f"}
     measure.table(figures, columns, f"head, {shape[0]} tokens, H = {shape[1]}, V = {shape[2]}")
     if not quick:
         tell_targets(figures)
     sizes = dict(zip(("tokens", "hidden", "vocabulary"), shape)) | {"support": K, "seed": 0}
-    measure.write("head", began, quick, **sizes, figures=figures)
+    measure.write("head", began, quick, **sizes, figures=figures, peak_mb_by_tokens=flat)
 
 
 def timed(ways: list[str], shape: Shape, repeats: int) -> measure.Figures:
@@ -148,6 +152,18 @@ def add_memory(figures: measure.Figures, ways: list[str], shape: Shape) -> None:
         figures[name]["peak_mb"] = measure.peak_mb(once, name, shape) - base
     for name, full in bases(ways).items():
         figures[name]["memory_ratio"] = figures[name]["peak_mb"] / figures[full]["peak_mb"]
+
+
+def flatness(shape: Shape) -> dict[str, dict[int, float]]:
+    """Peak memory above the inputs, by tokens, of the ways whose memory shall not grow with them."""
+    found: dict[str, dict[int, float]] = {name: {} for name in TARGETS}
+    for tokens in TOKENS:
+        base = measure.peak_mb(once, None, (tokens, *shape[1:]))
+        for name, row in found.items():
+            row[tokens] = measure.peak_mb(once, name, (tokens, *shape[1:])) - base
+    for name, row in found.items():
+        print(f"{name}: " + ", ".join(f"{peak:.0f} MB at {tokens:,} tokens" for tokens, peak in row.items()))
+    return found
 
 
 def tell_targets(figures: measure.Figures) -> None:

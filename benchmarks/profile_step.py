@@ -8,7 +8,7 @@ tokens, recipe qwen3/lsm_block64).
 
 The floor of a phase is the larger of its arithmetic at the rate of a large matrix product, and of its traffic (weights
 and key-value cache, once a decoding step) at the rate of reading a large tensor, both measured here in the same run.
-Writes benchmarks/results/profile.json and benchmarks/results/profile.md.
+Writes benchmarks/results/profile.json.
 """
 
 import json
@@ -203,24 +203,14 @@ def profiled(config: TrainConfig, out: Path, steps: int) -> dict[str, Any]:
     }
 
 
-def markdown(figures: dict[str, dict[str, Any]]) -> str:
-    """The same as tables."""
-    lines = ["# Profile of one step", "", "Made by `python benchmarks/profile_step.py`; CPU-seconds, one thread.", ""]
-    for name, found in figures.items():
-        speed = found["rates"]
-        tokens = found["work"]["tokens"]
-        lines += [f"## {name}", ""]
-        lines += [f"{speed['gflops']:.0f} GFLOP/s and {speed['gb_per_s']:.1f} GB/s measured; {tokens} tokens."]
-        lines += ["", "| phase | CPU-s | floor | times the floor |", "|---|---|---|---|"]
-        for phase, one in found["phases"].items():
-            times = f"{one['cpu_s'] / one['floor_s']:.1f}" if one["floor_s"] else ""
-            lines.append(f"| {phase} | {one['cpu_s']:.3f} | {one['floor_s']:.3f} | {times} |")
-        rest = found["step_cpu_s"] - sum(one["cpu_s"] for one in found["phases"].values())
-        lines += [f"| files, grading, metrics | {rest:.3f} | | |", f"| step | {found['step_cpu_s']:.3f} | | |", ""]
-        for phase, rows in found["operations"].items():
-            told = ", ".join(f"{op.removeprefix('aten::')} {seconds:.3f} ({calls:.0f})" for op, seconds, calls in rows)
-            lines += [f"{phase}, by operation, seconds (calls): {told}.", ""]
-    return "\n".join(lines).rstrip() + "\n"
+def show(name: str, found: dict[str, Any]) -> None:
+    speed, phases = found["rates"], found["phases"]
+    print(f"{name}: {speed['gflops']:.0f} GFLOP/s, {speed['gb_per_s']:.1f} GB/s, step {found['step_cpu_s']:.3f} CPU-s")
+    for phase, one in phases.items():
+        one |= {"times": one["cpu_s"] / one["floor_s"]} if one["floor_s"] else {}
+    measure.table(phases, {"cpu_s": ".3f", "floor_s": ".3f", "times": ".1f"}, "phase")
+    for phase, rows in found["operations"].items():
+        print(f"{phase}: " + ", ".join(f"{op.removeprefix('aten::')} {seconds:.3f}" for op, seconds, _ in rows))
 
 
 def main() -> None:
@@ -232,10 +222,9 @@ def main() -> None:
         figures = {"embedded pair": profiled(embedded, Path(folder) / "embedded", 1 if quick else 5)}
         config = smol(Path(folder), quick)
         figures["135M shape"] = profiled(config, Path(folder) / "run", 1 if quick else 2)
-    page = markdown(figures)
-    print(page)
-    out = measure.write("profile", began, quick, ["transformers"], figures=figures)
-    out.with_suffix(".md").write_text(page)
+    for name, found in figures.items():
+        show(name, found)
+    measure.write("profile", began, quick, ["transformers"], figures=figures)
 
 
 if __name__ == "__main__":

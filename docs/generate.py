@@ -1,4 +1,4 @@
-"""Pages made from the code: settings, recipes, signals, functions. `make docs` rewrites them.
+"""Pages made from code (settings, recipes, signals, functions) and results (benchmarks); `make docs` rewrites them.
 
 python docs/generate.py [--check]
 """
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import get_args, get_origin
 
+import benchmarks
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -127,6 +128,7 @@ PAGES = {
     "recipes.md": recipes,
     "signals.md": signals,
     "functions.md": functions,
+    "benchmarks.md": benchmarks.page,
 }
 
 
