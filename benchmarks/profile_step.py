@@ -206,7 +206,7 @@ def profiled(config: TrainConfig, out: Path, steps: int) -> dict[str, Any]:
 def show(name: str, found: dict[str, Any]) -> None:
     speed, phases = found["rates"], found["phases"]
     print(f"{name}: {speed['gflops']:.0f} GFLOP/s, {speed['gb_per_s']:.1f} GB/s, step {found['step_cpu_s']:.3f} CPU-s")
-    for phase, one in phases.items():
+    for one in phases.values():
         one |= {"times": one["cpu_s"] / one["floor_s"]} if one["floor_s"] else {}
     measure.table(phases, {"cpu_s": ".3f", "floor_s": ".3f", "times": ".1f"}, "phase")
     for phase, rows in found["operations"].items():
