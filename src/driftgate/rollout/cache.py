@@ -4,6 +4,8 @@ row that ends gives its place to the last one.
 Shapes: B rows, h key-value heads, D head size, C capacity in positions.
 """
 
+from functools import partial
+
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -12,14 +14,21 @@ GROWTH = 256
 
 
 class GrowingLayer(CacheLayerMixin):
-    """Keys and values of one layer, [B, h, C, D], of which `length` positions are filled."""
+    """Keys and values of one layer, [B, h, C, D], of which `length` positions are filled.
+
+    `turned` keys lie in memory as [B, h, D, C]: one query's products with them then run along the positions, two to
+    three times faster on a CPU once the cache outgrows the processor's own; attention kernels want them the other way.
+    """
 
     is_sliding = False
     length = 0
 
+    def __init__(self, turned: bool = False):
+        super().__init__()
+        self.turned = turned
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[3])
-        self.values = value_states.new_empty(*value_states.shape[:2], 0, value_states.shape[3])
+        self.keys, self.values = self._room(key_states, 0, self.turned), self._room(value_states, 0)
         self.is_initialized = True
 
     def update(
@@ -28,20 +37,21 @@ class GrowingLayer(CacheLayerMixin):
         """Append [B, h, t, D]; returns all filled positions."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        before, self.length = self.length, self.length + key_states.shape[2]
         keys, values = self._both()
-        end = self.length + key_states.shape[2]
-        if end > keys.shape[2]:
-            room = end + max(GROWTH, end // 4)
-            keys, values = self._moved(keys, room), self._moved(values, room)
-            self.keys, self.values = keys, values
-        keys[:, :, self.length : end] = key_states
-        values[:, :, self.length : end] = value_states
-        self.length = end
-        return keys[:, :, :end], values[:, :, :end]
+        if self.length > keys.shape[2]:
+            keys, values = self._grow(before)
+        keys[:, :, before : self.length] = key_states
+        values[:, :, before : self.length] = value_states
+        if not before:  # as they came: attention kernels that read a whole prompt want them so
+            return key_states, value_states
+        return keys[:, :, : self.length], values[:, :, : self.length]
 
     def select(self, rows: Tensor) -> None:
         """Keep `rows` int64 [B'] only, in that order; a row may be repeated."""
-        self.keys, self.values = (part[rows] for part in self._both())
+        keys, values = self._both()
+        self.keys = keys.transpose(2, 3)[rows].transpose(2, 3) if self.turned else keys[rows]
+        self.values = values[rows]
 
     def replace(self, places: Tensor, rows: Tensor, count: int) -> None:
         """Put `rows` int64 [n] into `places` int64 [n], then keep the first `count` rows; copies those n alone."""
@@ -63,17 +73,30 @@ class GrowingLayer(CacheLayerMixin):
         assert self.values is not None
         return self.keys, self.values
 
-    def _moved(self, old: Tensor, room: int) -> Tensor:
-        new = old.new_empty(*old.shape[:2], room, old.shape[3])
-        new[:, :, : self.length] = old[:, :, : self.length]
-        return new
+    def _grow(self, filled: int) -> tuple[Tensor, Tensor]:
+        """Move to room for `length` positions and some more."""
+        capacity = self.length + max(GROWTH, self.length // 4)
+        keys, values = self._both()
+        room = self._room(keys, capacity, self.turned), self._room(values, capacity)
+        for old, new in zip((keys, values), room):
+            new[:, :, :filled] = old[:, :, :filled]
+        self.keys, self.values = room
+        return room
+
+    def _room(self, like: Tensor, capacity: int, turned: bool = False) -> Tensor:
+        """[B, h, capacity, D] of a tensor's type, lying as [B, h, D, capacity] where turned."""
+        rows, heads, _, size = like.shape
+        if turned:
+            return like.new_empty(rows, heads, size, capacity).transpose(2, 3)
+        return like.new_empty(rows, heads, capacity, size)
 
 
 class GrowingCache(Cache):
     """One GrowingLayer per layer of the model."""
 
-    def __init__(self) -> None:
-        super().__init__(layer_class_to_replicate=GrowingLayer)
+    def __init__(self, turned: bool = False) -> None:
+        """turned: how keys lie in memory, see `GrowingLayer`."""
+        super().__init__(layer_class_to_replicate=partial(GrowingLayer, turned))  # type: ignore[arg-type]
 
     def select(self, rows: Tensor) -> None:
         """Keep (or repeat) batch rows int64 [B'] in every layer."""

@@ -70,13 +70,7 @@ class DecodeStep:
 def _attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float, hidden: Tensor | None) -> Tensor:
     """query: [B, h/g, g, D]; keys, values: [B, h/g, L, D]. Returns the values' mean by softmax(query keys^T scaling),
     [B h/g, g, D]; the softmax in float32 (or float64)."""
-    query, keys_ = query.flatten(0, 1), keys.flatten(0, 1)
-    if (
-        keys.dtype == torch.bfloat16 and not keys.is_cuda
-    ):  # a CPU takes the product in this order in a third of the time
-        scores = torch.bmm(keys_, query.transpose(1, 2)).transpose(1, 2).mul_(scaling)
-    else:
-        scores = torch.bmm(query, keys_.transpose(1, 2)).mul_(scaling)
+    scores = torch.bmm(query.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).mul_(scaling)
     if hidden is not None:
         scores.unflatten(0, keys.shape[:2])[..., : hidden.shape[-1]].masked_fill_(hidden, -torch.inf)
     shares = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))

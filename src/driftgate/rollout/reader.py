@@ -22,9 +22,9 @@ class Reader:
         self.model, self.prompts = model, prompts
         self.head: Tensor = model.get_output_embeddings().weight[:vocabulary]  # type: ignore[operator, index, assignment]
         self.device = self.head.device
-        self.cache = GrowingCache()
         positions = max(map(len, prompts)) + new_tokens
         self.decode_step = DecodeStep(model, positions) if can_decode(model) else None
+        self.cache = GrowingCache(turned=self.decode_step is not None)
 
     def prefill(self, owner: Tensor) -> None:
         """Encode each prompt once, padded on the left; then one row per response, of prompt `owner` int64 [B]."""
