@@ -8,12 +8,13 @@ the same prompts, weights and sampling settings, and take turns, each in a proce
 up to and with a response's stop token. A response of the random model that ends ends at the same length for both:
 where our engine drew a stop, `generate` is told to stop (by a criterion that costs less than looking for stop ids).
 On the embedded student both find their own stops. An evaluation is given to `generate` in the parts that suit it best,
-160 responses of 320 at once. Only our engine also returns log-probabilities.
+80 responses of 320 at once. Only our engine also returns log-probabilities.
 Writes benchmarks/results/rollout.json.
 """
 
 import functools
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,9 @@ RECIPE = "sandbox/lsm_block64"
 EXAM = "lock22"
 WARM_UP = 8
 """Tokens a response of each process's first rollout, which is not counted."""
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""Has glibc keep what is freed. Else a cache that is copied at every token, as `generate`'s is, can cost up to three
+times as much in page faults, or nothing, as sizes and history will have it."""
 SHARP, SPREAD = 4.0, 9.5
 """Factors on the random model's queries and keys, and on its logits. With them it writes varied text whose next token
 has a nucleus of tens to hundreds of ids, as SmolLM2's has on its own answers; without them all 49,152 ids are alike."""
@@ -90,7 +94,7 @@ CASES = {
     "135M, equal lengths": Case("135M", 2, 16, 1, 256),
     "135M, unequal lengths": Case("135M", 2, 16, 1, 256, stop_chance=0.01),
     "embedded, recipe": Case("recipe", 5, 16, 2, 400),
-    "embedded, evaluation": Case("exam", 2, 40, 8, 0, batch=EvalSettings.batch, together=20),
+    "embedded, evaluation": Case("exam", 2, 40, 8, 0, batch=EvalSettings.batch, together=10),
 }
 QUICK = {
     "small, equal lengths": Case("small", 1, 8, 1, 48),
@@ -225,17 +229,10 @@ WAYS: dict[str, Callable[[Case, list[Request], Sampling, list[int] | None], list
 def prepare(way: str, case: Case) -> float:
     """Load the model and warm up; the resident memory, in MB, of the model and its libraries before that."""
     torch.set_num_threads(1)
-    settle_allocator()
     model_of(case.source)
     held = status_mb("VmRSS")
     rollout(way, replace(case, limit=WARM_UP), 0, None)
     return held
-
-
-def settle_allocator() -> None:
-    """Free one block of nearly 32 MiB. glibc then stops giving smaller ones back to the kernel, as it does in any
-    process that has run for a while; until then a cache that is copied at every token costs mostly page faults."""
-    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 def rollout(way: str, case: Case, number: int, lengths: list[int] | None) -> tuple[float, list[int]]:
@@ -254,6 +251,7 @@ def status_mb(name: str) -> float:
 @contextmanager
 def callers(here: bool) -> Iterator[dict[str, Callable[..., Any]]]:
     """For every way what calls a function in that way's own process, kept meanwhile; all in this process for `here`."""
+    os.environ.update(ALLOCATOR)
     with ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
         pools = {way: None if here else stack.enter_context(context.Pool(1)) for way in WAYS}
@@ -318,7 +316,7 @@ def main() -> None:
         repeated = replace(case, repeats=arguments.repeats or case.repeats)
         figures[name] = run_case(repeated, arguments.quick)
         measure.table(figures[name], COLUMNS, name)
-    settings = {"seed": SEED, "cases": {name: asdict(case) for name, case in cases.items()}}
+    settings = {"seed": SEED, "environment": ALLOCATOR, "cases": {name: asdict(case) for name, case in cases.items()}}
     measure.write("rollout", began, arguments.quick, ["transformers"], **settings, figures=figures)
 
 

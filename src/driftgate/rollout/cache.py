@@ -11,13 +11,17 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 GROWTH = 256
 """Least positions added when room runs out."""
+STRIDE = 16
+"""Lengths that a turned layer gives are multiples of this: products of ever new sizes cost oneDNN, which keeps a
+kernel for each, a megabyte a token."""
 
 
 class GrowingLayer(CacheLayerMixin):
     """Keys and values of one layer, [B, h, C, D], of which `length` positions are filled.
 
-    `turned` keys lie in memory as [B, h, D, C]: one query's products with them then run along the positions, two to
-    three times faster on a CPU once the cache outgrows the processor's own; attention kernels want them the other way.
+    A `turned` layer is for `DecodeStep`. Its keys lie in memory as [B, h, D, C]: one query's products with them then
+    run along the positions, two to three times faster on a CPU once the cache outgrows the processor's own; attention
+    kernels want them the other way. And it gives some empty positions behind the filled ones.
     """
 
     is_sliding = False
@@ -34,7 +38,8 @@ class GrowingLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append [B, h, t, D]; returns all filled positions."""
+        """Append [B, h, t, D]; returns all filled positions, a turned layer up to STRIDE - 1 empty ones behind them
+        (values 0, keys anything)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         before, self.length = self.length, self.length + key_states.shape[2]
@@ -45,7 +50,8 @@ class GrowingLayer(CacheLayerMixin):
         values[:, :, before : self.length] = value_states
         if not before:  # as they came: attention kernels that read a whole prompt want them so
             return key_states, value_states
-        return keys[:, :, : self.length], values[:, :, : self.length]
+        end = -(-self.length // STRIDE) * STRIDE if self.turned else self.length
+        return keys[:, :, :end], values[:, :, :end]
 
     def select(self, rows: Tensor) -> None:
         """Keep `rows` int64 [B'] only, in that order; a row may be repeated."""
@@ -75,7 +81,7 @@ class GrowingLayer(CacheLayerMixin):
 
     def _grow(self, filled: int) -> tuple[Tensor, Tensor]:
         """Move to room for `length` positions and some more."""
-        capacity = self.length + max(GROWTH, self.length // 4)
+        capacity = -(-(self.length + max(GROWTH, self.length // 4)) // STRIDE) * STRIDE
         keys, values = self._both()
         room = self._room(keys, capacity, self.turned), self._room(values, capacity)
         for old, new in zip((keys, values), room):
@@ -84,11 +90,11 @@ class GrowingLayer(CacheLayerMixin):
         return room
 
     def _room(self, like: Tensor, capacity: int, turned: bool = False) -> Tensor:
-        """[B, h, capacity, D] of a tensor's type, lying as [B, h, D, capacity] where turned."""
+        """Zeros [B, h, capacity, D] of a tensor's type, lying as [B, h, D, capacity] where turned."""
         rows, heads, _, size = like.shape
         if turned:
-            return like.new_empty(rows, heads, size, capacity).transpose(2, 3)
-        return like.new_empty(rows, heads, capacity, size)
+            return like.new_zeros(rows, heads, size, capacity).transpose(2, 3)
+        return like.new_zeros(rows, heads, capacity, size)
 
 
 class GrowingCache(Cache):
