@@ -22,6 +22,7 @@ def page() -> str:
         "head": head(found["head"]["figures"]),
         "step": {f"{int(v):,}": step(figures) for v, figures in found["step"]["figures"].items()},
         "rollout": rollout(found["rollout"]["figures"]),
+        "engines": engines(json.loads((RESULTS / "engines.json").read_text())["engines"]),
         "growth": growth(found["scaling"]),
         "shares": shares(found["scaling"]["gate_shares"]),
         "profile": {name: profile(one) for name, one in found["profile"]["figures"].items()},
@@ -74,6 +75,16 @@ def rollout(figures: Found) -> str:
         for way, one in ways.items():
             lengths = f"{one['mean_length']:.0f} / {one['max_length']:.0f}"
             rows.append([case, way, f"{one['tokens_per_s']:,.0f}", spread(one), lengths, f"{one['peak_mb']:.0f}"])
+    return table(heading, rows)
+
+
+def engines(figures: Found) -> str:
+    """Ranges of two runs of each workload."""
+    heading = ("engine", "training batch, tokens a CPU-second", "examination", "weight sync, CPU-s", "start, CPU-s")
+    rows = []
+    for name, one in figures.items():
+        ranges = ["{:,} to {:,}".format(*one[of]) if of in one else "" for of in ("recipe", "evaluation")]
+        rows.append([name, *ranges, str(one.get("weight_sync_cpu_s", "")), str(one["start_cpu_s"])])
     return table(heading, rows)
 
 

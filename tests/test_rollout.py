@@ -94,10 +94,12 @@ def test_a_stop_token_ends_a_response_and_stays_in_it(policy):
         assert response.finished or len(response.ids) == 60
 
 
-def test_progress_counts_every_response_once(policy):
+def test_progress_counts_every_response_once_and_is_told_at_every_token(policy):
+    """For whoever listens may have to stop the run."""
     told = []
-    HFEngine(policy, batch=4).generate(requests(), Sampling(24, 1.0, 0.9, (EOS,)), told.append)
+    groups = HFEngine(policy).generate(requests(), Sampling(24, 1.0, 0.9, (EOS,)), told.append)
     assert sum(told) == len(PROMPTS) * 3
+    assert len(told) >= max(len(response.ids) for group in groups for response in group)
 
 
 def test_engine_logprobs_are_the_models_own(policy):

@@ -106,7 +106,9 @@ class _Decoder:
             tokens, logprobs = self._sample(self.uniforms[self.rows, step])
             self.ids[self.rows, step], self.logprobs[self.rows, step] = tokens, logprobs
             ended = torch.isin(tokens, self.stops)
-            if ended.any():
+            count = int(ended.sum())
+            self.advance(count)  # at every token, for it may ask to stop
+            if count:
                 tokens = self._drop(tokens, ended, step)
             if not len(tokens) or step + 1 == self.sampling.max_new_tokens:
                 break
@@ -127,7 +129,6 @@ class _Decoder:
         for part in (tokens, self.rows):
             part[places] = part[movers]
         self.rows = self.rows[:count]
-        self.advance(len(tokens) - count)
         return tokens[:count]
 
     def _sample(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
