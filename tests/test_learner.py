@@ -22,6 +22,7 @@ from driftgate.loss_config import TermSettings
 from driftgate.models.policy import Policy
 from driftgate.recipe import check_config
 from driftgate.train import loop, scoring, setup
+from driftgate.train.learner import Learner
 from driftgate.train.portions import schedule
 from driftgate.train.run import final_model, run
 from driftgate.train.sums import Sums
@@ -188,6 +189,33 @@ def test_the_first_update_tells_its_own_behaviour(settings, tmp_path, monkeypatc
         weights.append(load_file(final_model(tmp_path / str(told)) / "model.safetensors"))
     assert forwards[0] < forwards[1]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+BY_ENTROPY = {"signal": "teacher_entropy", "map": {"kind": "keep_top", "share": 0.5}}
+KNOWN = {
+    "no weights": {"gate": {"spans": "none"}},
+    "weights by scores": {"gate": {"spans": "none"}, "weights": {"w": BY_ENTROPY}},
+    "weights found ahead": {"gate": {"spans": "block", "size": 8, "tau": 30.0, "target_ess": 0.8}},
+}
+
+
+@pytest.mark.parametrize("case", KNOWN)
+def test_a_gradient_made_in_the_forward_is_that_of_the_two_passes(settings, tmp_path, monkeypatch, case):
+    """For the sampled token with weights that are known before its log-probabilities."""
+    config = double(settings, objective=SAMPLED, **KNOWN[case])
+    weights, metrics = [], []
+    for fused in (True, False):
+        with monkeypatch.context() as patch:
+            known = counted(patch, Learner, "_fused_loss")
+            if not fused:
+                patch.setattr(Learner, "_is_known", lambda self, work, name: False)
+            parts, streams = collected(config, tmp_path / str(fused))
+            metrics.append([update(config, parts, streams, list(range(12)), number) for number in range(2)][-1])
+            weights.append([p.detach().clone() for p in parts.policy.parameters()])
+            assert bool(known) == fused
+    assert metrics[0]["loss"] == pytest.approx(metrics[1]["loss"], rel=1e-9)
+    for one, other in zip(*weights):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 def counted(patch, owner, name):
