@@ -56,23 +56,23 @@ def ratio(own: Sequence[float], base: Sequence[float]) -> dict[str, float]:
     return {"ratio": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]}
 
 
-def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
-    """function(*arguments) in a process of its own; the function must be importable, at the top of its module."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
 def peak_mb(function: Callable[..., Any], *arguments: Any) -> float:
-    """The most resident memory, in MB, that a fresh process held while it ran function(*arguments) on one thread."""
-    return fresh(_peak_of, function, *arguments)
+    """The most resident memory, in MB, that a fresh process held while it ran function(*arguments) on one thread; the
+    function must be importable, at the top of its module."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_of, (function, *arguments))
 
 
 def _peak_of(function: Callable[..., Any], *arguments: Any) -> float:
     torch.set_num_threads(1)
     function(*arguments)
-    # not ru_maxrss, which a child takes over from the process that started it
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return memory_mb("VmHWM")
+
+
+def memory_mb(field: str) -> float:
+    """VmRSS, what this process holds, or VmHWM, the most that it held; not ru_maxrss, which a child takes over from the
+    process that started it."""
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
 
 
 def table(figures: Figures, columns: Mapping[str, str], heading: str) -> None:

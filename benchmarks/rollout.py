@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import measure
@@ -230,7 +229,7 @@ def prepare(way: str, case: Case) -> float:
     """Load the model and warm up; the resident memory, in MB, of the model and its libraries before that."""
     torch.set_num_threads(1)
     model_of(case.source)
-    held = status_mb("VmRSS")
+    held = measure.memory_mb("VmRSS")
     rollout(way, replace(case, limit=WARM_UP), 0, None)
     return held
 
@@ -242,10 +241,6 @@ def rollout(way: str, case: Case, number: int, lengths: list[int] | None) -> tup
     began = time.process_time()
     written = WAYS[way](case, requests, sampling, lengths)
     return time.process_time() - began, written
-
-
-def status_mb(name: str) -> float:
-    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1024
 
 
 @contextmanager
@@ -271,7 +266,7 @@ def run_case(case: Case, quick: bool) -> measure.Figures:
             for way in WAYS:
                 lengths = runs["driftgate"][-1][1] if way == "generate" and case.stop_chance else None
                 runs[way].append(calls[way](rollout, way, case, number, lengths))
-        peaks = {} if quick else {way: calls[way](status_mb, "VmHWM") for way in WAYS}
+        peaks = {} if quick else {way: calls[way](measure.memory_mb, "VmHWM") for way in WAYS}
     figures = figures_of(runs)
     for way, peak in peaks.items():
         figures[way] |= {"peak_mb": peak, "added_mb": peak - held[way]}

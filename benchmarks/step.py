@@ -235,11 +235,6 @@ def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", padding_side="left")
 
 
-def memory_mb(field: str) -> float:
-    """VmRSS, what this process holds, or VmHWM, the most that it held."""
-    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
-
-
 class Worker:
     """A process that makes the steps of one way when it is told to."""
 
@@ -313,11 +308,11 @@ def serve_ours(line: Line, name: str, setting: Setting) -> None:
     """Steps of driftgate, or of the full logits, until there are no more orders."""
     torch.set_num_threads(1)
     way = (Plain if name.startswith("full logits") else Ours)(line, name, setting)
-    line.pipe.send({"baseline_mb": memory_mb("VmRSS")})
+    line.pipe.send({"baseline_mb": measure.memory_mb("VmRSS")})
     while (passes := line.begin()) is not None:
         way.step(passes)
         line.end(loss=way.loss)
-    line.pipe.send({"peak_mb": memory_mb("VmHWM")})
+    line.pipe.send({"peak_mb": measure.memory_mb("VmHWM")})
 
 
 class Ours:
@@ -448,7 +443,7 @@ def serve_trl(line: Line, name: str, setting: Setting) -> None:
     trainer.remove_callback(PrinterCallback)
     trainer.model.generate = line.around("rollout", trainer.model.generate)
     trainer.train()
-    line.pipe.send({"peak_mb": memory_mb("VmHWM")})
+    line.pipe.send({"peak_mb": measure.memory_mb("VmHWM")})
 
 
 def trl_settings(setting: Setting) -> dict[str, Any]:
@@ -478,7 +473,7 @@ class Turns(TrainerCallback):
         self.line = line
 
     def on_train_begin(self, args, state, control, **rest) -> None:
-        self.line.pipe.send({"baseline_mb": memory_mb("VmRSS")})
+        self.line.pipe.send({"baseline_mb": measure.memory_mb("VmRSS")})
         self.line.begin()
 
     def on_step_end(self, args, state, control, **rest) -> None:

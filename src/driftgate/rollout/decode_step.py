@@ -113,10 +113,20 @@ def _rms(x: Tensor, norm: Norm) -> Tensor:
 
 def _layer(layer: Any) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
-    own = [_norm(getattr(attention, name)) if hasattr(attention, name) else None for name in ("q_norm", "k_norm")]
-    linear = [_linear(getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
-    feed = [_linear(getattr(mlp, name)) for name in ("gate_proj", "up_proj", "down_proj")]
-    return _Layer(*map(_norm, (layer.input_layernorm, layer.post_attention_layernorm)), *own, *linear, *feed)  # type: ignore[call-arg]
+    own_norms = hasattr(attention, "q_norm")
+    return _Layer(
+        before=_norm(layer.input_layernorm),
+        after=_norm(layer.post_attention_layernorm),
+        query_norm=_norm(attention.q_norm) if own_norms else None,
+        key_norm=_norm(attention.k_norm) if own_norms else None,
+        query=_linear(attention.q_proj),
+        key=_linear(attention.k_proj),
+        value=_linear(attention.v_proj),
+        out=_linear(attention.o_proj),
+        gate=_linear(mlp.gate_proj),
+        up=_linear(mlp.up_proj),
+        down=_linear(mlp.down_proj),
+    )
 
 
 def _linear(part: Any) -> Linear:
