@@ -196,6 +196,7 @@ KNOWN = {
     "no weights": {"gate": {"spans": "none"}},
     "weights by scores": {"gate": {"spans": "none"}, "weights": {"w": BY_ENTROPY}},
     "weights found ahead": {"gate": {"spans": "block", "size": 8, "tau": 30.0, "target_ess": 0.8}},
+    "drift gates, in the first update": {"gate": {"spans": "block", "size": 8, "tau": 30.0}},
 }
 
 

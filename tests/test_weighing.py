@@ -5,6 +5,7 @@ import math
 import zlib
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -489,6 +490,8 @@ def test_unit_mean_over_the_losss_scope_is_the_self_normalised_mean_however_the_
     assert whole["loss"] == pytest.approx(float((gate * losses).sum() / gate.sum()), rel=1e-5)
     assert whole["loss"] == pytest.approx(float((driftgate.unit_mean(gate) * losses).mean()), rel=1e-5)
     assert summed(case, weights, losses, [[1], [0, *everything[2:]]]) == pytest.approx(whole, rel=1e-5, abs=1e-12)
+    middle = np.median(gate.numpy()) / gate.double().mean().item()
+    assert whole["gate_q50"] == pytest.approx(middle, rel=1e-6)
     assert whole["gate_ess"] == pytest.approx(slow_effective_share(gate, torch.ones_like(case.rows)), rel=1e-9)
     assert whole["gate_mean"] == pytest.approx(gate.mean().item(), rel=1e-9)
     assert whole["gate_std"] == pytest.approx(gate.std(correction=0).item(), rel=1e-6, abs=1e-9)

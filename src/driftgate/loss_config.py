@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from .method.signals import SIGNALS
+from .method.signals import OF_SHIFT, SIGNALS
 from .settings import NonNegativeFloat, Settings, Share
 
 
@@ -449,6 +449,11 @@ class TermSettings(Settings):
     def reads_of_weights(self) -> set[str]:
         """The streams that the weights read."""
         return {stream for factor in self.weights.values() for stream in factor.reads}
+
+    @property
+    def of_shift_alone(self) -> bool:
+        """Whether the weights depend on the student through its shift since the rollout alone, which is 0 at first."""
+        return all(set(factor.signals) <= set(OF_SHIFT) for factor in self.weights.values())
 
     @property
     def reads(self) -> set[str]:

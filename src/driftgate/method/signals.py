@@ -76,6 +76,9 @@ class Described:
 
 SIGNALS: dict[str, Described] = {}
 
+OF_SHIFT = ("drift", "staleness", "ratio", "drift_kl")
+"""Signals that are functions of the drift and of nothing else."""
+
 
 def signal(*reads: str, whole: bool = False) -> Callable[[Signal], Signal]:
     """Make a function known as a signal under its own name. whole: it looks at all sequences of the optimiser batch."""

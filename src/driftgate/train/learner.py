@@ -10,7 +10,7 @@ found before the first backward: from scores at hand, else by a forward without 
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -185,8 +185,8 @@ class Learner:
     def _is_known(self, work: Update, name: str) -> bool:
         """Whether a term reads the sampled tokens' log-probabilities alone, with weights that do not wait for them."""
         term = work.terms[name]
-        waits = name not in work.ahead and term.reads_of_weights & {"logp", "behaviour_logp"}
-        return isinstance(term.objective, (SampledTokenObjective, NllObjective)) and not waits
+        waits = term.reads_of_weights & {"logp", "behaviour_logp"} and not _unmoved(work, term)
+        return isinstance(term.objective, (SampledTokenObjective, NllObjective)) and (name in work.ahead or not waits)
 
     def _ids(self, work: Update, stream: str, tokens: Tensor) -> Tensor:
         return work.portions[stream].batch.ids[tokens].to(self.policy.device)
@@ -210,6 +210,9 @@ class Learner:
         term = work.terms[name]
         portion, k = work.portions[term.stream], self.config.diagnostics.k
         streams = streams_of(portion.batch, tokens, term.reads_of_weights, logp, work.moment, k, device)
+        if term.weights and _unmoved(work, term):
+            still = torch.zeros(len(tokens), device=device)
+            streams = replace(streams, values={**streams.values, "logp": still, "behaviour_logp": still})
         weighed = weigh(term, streams, portion.spans_of(tokens, device), work.moment)
         work.tau |= {f"{name}.{factor}": value for factor, value in weighed.tau.items()}
         return weighed
@@ -316,6 +319,11 @@ class Learner:
         left = 1 - (update - settings.warmup) / max(updates - settings.warmup, 1)
         shapes = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
         return max(shapes[settings.schedule], 0.0)
+
+
+def _unmoved(work: Update, term: TermSettings) -> bool:
+    """Whether a term's weights hang on the student's shift alone and the student is still the one that wrote."""
+    return work.moment.update == 0 and term.stream == "student" and term.of_shift_alone
 
 
 def _note_behaviour(work: Update, stream: str, tokens: Tensor, logp: Tensor | None) -> None:

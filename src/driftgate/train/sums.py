@@ -1,11 +1,12 @@
 """What the micro-batches of an optimiser batch add up, and what follows from it: scales and metrics.
 
-Every entry is a sum over tokens (but for a minimum), so the split into micro-batches does not show.
+Every entry is a sum over tokens (but for a minimum and for quantiles), so the split into micro-batches does not show.
 """
 
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,8 @@ class Sums:
     """Smallest weight before normalisation."""
     least_factor: float = 0.0
     """Smallest value of any factor, or 0."""
+    weights: list[Tensor] = field(default_factory=list)
+    """All of them before normalisation, for their quantiles."""
 
     def add(self, totals: dict[str, Tensor], weighed: Weighed) -> None:
         """Add a micro-batch's sums over tokens, and what its weights amount to."""
@@ -35,6 +38,7 @@ class Sums:
             self.totals[name] = self.totals.get(name, 0.0) + value
         for name, value in zip(minima, values[len(entries) :]):
             setattr(self, name, min(getattr(self, name), value))
+        self.weights.append(weighed.raw)
 
     def denominator(self, term: TermSettings, where: str) -> float:
         """What the sum of weight * loss is divided by: tokens, or those kept, times the mean of each factor that is to
@@ -77,7 +81,14 @@ class Sums:
         means = {n: t[n] / count for n in MEANS if n in t}
         if means.get("drift_abs"):
             means["cancellation"] = means["drift_span"] / means["drift_abs"]
-        return metrics | {"gated": float(std > 1e-6 * mean)} | means
+        return metrics | {"gated": float(std > 1e-6 * mean)} | means | (self._quantiles(mean) if term.weights else {})
+
+    def _quantiles(self, mean: float) -> dict[str, float]:
+        """Of the weights divided by their mean."""
+        if not mean:
+            return {}
+        found = np.quantile(torch.cat(self.weights).double().cpu().numpy(), QUANTILES) / mean
+        return {f"gate_q{100 * q:02.0f}": value for q, value in zip(QUANTILES, found.tolist())}
 
 
 def _mean_and_std(t: dict[str, float]) -> tuple[float, float]:
@@ -89,6 +100,7 @@ def _mean_and_std(t: dict[str, float]) -> tuple[float, float]:
     return 1 - closed, math.sqrt(max(t["closed_squared"] / count - closed**2, 0.0))
 
 
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MEANS = ("clipped", "drift_abs", "drift_span", "entropy", "entropy_gap", "overlap", "overlap_advantage")
 """Sums whose mean over tokens is a metric under the same name."""
 
