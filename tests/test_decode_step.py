@@ -5,7 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
 from driftgate.models.policy import Policy
-from driftgate.rollout import reader
+from driftgate.rollout import cache, reader
+from driftgate.rollout.cache import AnswerCache
 from driftgate.rollout.decode_step import can_decode
 from driftgate.rollout.engine import Request, Sampling
 from driftgate.rollout.hf import HFEngine
@@ -56,8 +57,11 @@ def generate(model, monkeypatch, fast, how):
         return HFEngine(Policy(model)).generate(REQUESTS, how)
 
 
+@pytest.mark.parametrize("block", [4, cache.BLOCK])
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_the_decode_step_equals_the_modules(kind, monkeypatch):
+def test_the_decode_step_equals_the_modules(kind, block, monkeypatch):
+    """Also where answers fill several blocks of the cache."""
+    monkeypatch.setattr(cache, "BLOCK", block)
     model = make(CONFIGS[kind])
     assert can_decode(model)
     how = Sampling(40, 1.0, 0.95, (1, 2, 3))
@@ -71,7 +75,24 @@ def test_the_decode_step_equals_the_modules(kind, monkeypatch):
             )  # the modules normalise in float32
 
 
-def test_in_bfloat16_it_is_as_close_to_float32_as_the_modules_are(monkeypatch):
+def test_prompts_are_kept_once_and_only_while_one_of_their_answers_runs():
+    """Each row's prompt product, through what rows of one prompt share, against a product of its own."""
+    keys, query = torch.randn(3, 2, 5, 4), torch.randn(6, 2, 3, 4)
+    owner = torch.tensor([0, 0, 0, 1, 2, 2])
+    kept = AnswerCache([(keys, keys + 1)], owner.clone())
+    for places, rows, count in [([], [], 6), ([3], [5], 5), ([0, 1], [3, 4], 3), ([1], [2], 2), ([], [], 0)]:
+        kept.replace(torch.tensor(places, dtype=torch.int64), torch.tensor(rows, dtype=torch.int64), count)
+        owner[places] = owner[rows]
+        owner, query = owner[:count], query[:count]
+        assert kept.layers[0].prompt.shape[1] == 2 * len(owner.unique())
+        if count:
+            shared = torch.bmm(kept.spread(query.flatten(0, 1)), kept.layers[0].prompt[0].transpose(1, 2))
+            torch.testing.assert_close(kept.gather(shared, 3), (query @ keys[owner].mT).flatten(0, 1))
+
+
+@pytest.mark.parametrize("block", [4, cache.BLOCK])
+def test_in_bfloat16_it_is_as_close_to_float32_as_the_modules_are(block, monkeypatch):
+    monkeypatch.setattr(cache, "BLOCK", block)
     exact = make(CONFIGS["qwen3, normalised queries"], torch.float32)
     rough = make(CONFIGS["qwen3, normalised queries"]).bfloat16()
     how, errors = Sampling(24, 1.0, 1.0, ()), {}

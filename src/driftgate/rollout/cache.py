@@ -1,63 +1,47 @@
-"""A key-value cache with room to grow: a step writes its one position instead of copying all that came before, and a
+"""Key-value caches with room to grow: a step writes its one position instead of copying all that came before, and a
 row that ends gives its place to the last one.
 
-Shapes: B rows, h key-value heads, D head size, C capacity in positions.
+Shapes: U prompts, B rows (their answers), h key-value heads, r query heads to each, D head size, P longest prompt,
+C capacity in positions, S most running answers of a prompt.
 """
 
-from functools import partial
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 GROWTH = 256
 """Least positions added when room runs out."""
-STRIDE = 16
-"""Lengths that a turned layer gives are multiples of this: products of ever new sizes cost oneDNN, which keeps a
-kernel for each, a megabyte a token."""
+BLOCK = 64
+"""Positions of an answer that lie together, see `AnswerLayer`."""
 
 
 class GrowingLayer(CacheLayerMixin):
-    """Keys and values of one layer, [B, h, C, D], of which `length` positions are filled.
-
-    A `turned` layer is for `DecodeStep`. Its keys lie in memory as [B, h, D, C]: one query's products with them then
-    run along the positions, two to three times faster on a CPU once the cache outgrows the processor's own; attention
-    kernels want them the other way. And it gives some empty positions behind the filled ones.
-    """
+    """Keys and values of one layer, [B, h, C, D], of which `length` positions are filled; for a model's own modules."""
 
     is_sliding = False
     length = 0
 
-    def __init__(self, turned: bool = False):
-        super().__init__()
-        self.turned = turned
-
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys, self.values = self._room(key_states, 0, self.turned), self._room(value_states, 0)
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append [B, h, t, D]; returns all filled positions, a turned layer up to STRIDE - 1 empty ones behind them
-        (values 0, keys anything)."""
+        """Append [B, h, t, D]; returns all filled positions."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         before, self.length = self.length, self.length + key_states.shape[2]
-        keys, values = self._both()
-        if self.length > keys.shape[2]:
-            keys, values = self._grow(before)
-        keys[:, :, before : self.length] = key_states
-        values[:, :, before : self.length] = value_states
+        self.keys, self.values = (_grown(p, n, before) for p, n in zip(self._both(), (key_states, value_states)))
         if not before:  # as they came: attention kernels that read a whole prompt want them so
             return key_states, value_states
-        end = -(-self.length // STRIDE) * STRIDE if self.turned else self.length
-        return keys[:, :, :end], values[:, :, :end]
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def select(self, rows: Tensor) -> None:
         """Keep `rows` int64 [B'] only, in that order; a row may be repeated."""
-        keys, values = self._both()
-        self.keys = keys.transpose(2, 3)[rows].transpose(2, 3) if self.turned else keys[rows]
-        self.values = values[rows]
+        self.keys, self.values = (part[rows] for part in self._both())
 
     def replace(self, places: Tensor, rows: Tensor, count: int) -> None:
         """Put `rows` int64 [n] into `places` int64 [n], then keep the first `count` rows; copies those n alone."""
@@ -79,30 +63,12 @@ class GrowingLayer(CacheLayerMixin):
         assert self.values is not None
         return self.keys, self.values
 
-    def _grow(self, filled: int) -> tuple[Tensor, Tensor]:
-        """Move to room for `length` positions and some more."""
-        capacity = -(-(self.length + max(GROWTH, self.length // 4)) // STRIDE) * STRIDE
-        keys, values = self._both()
-        room = self._room(keys, capacity, self.turned), self._room(values, capacity)
-        for old, new in zip((keys, values), room):
-            new[:, :, :filled] = old[:, :, :filled]
-        self.keys, self.values = room
-        return room
-
-    def _room(self, like: Tensor, capacity: int, turned: bool = False) -> Tensor:
-        """Zeros [B, h, capacity, D] of a tensor's type, lying as [B, h, D, capacity] where turned."""
-        rows, heads, _, size = like.shape
-        if turned:
-            return like.new_zeros(rows, heads, size, capacity).transpose(2, 3)
-        return like.new_zeros(rows, heads, capacity, size)
-
 
 class GrowingCache(Cache):
     """One GrowingLayer per layer of the model."""
 
-    def __init__(self, turned: bool = False) -> None:
-        """turned: how keys lie in memory, see `GrowingLayer`."""
-        super().__init__(layer_class_to_replicate=partial(GrowingLayer, turned))  # type: ignore[arg-type]
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=GrowingLayer)
 
     def select(self, rows: Tensor) -> None:
         """Keep (or repeat) batch rows int64 [B'] in every layer."""
@@ -113,3 +79,93 @@ class GrowingCache(Cache):
         """See `GrowingLayer.replace`, for every layer."""
         for layer in self.layers:
             layer.replace(places, rows, count)  # type: ignore[union-attr]
+
+
+class AnswerLayer:
+    """Keys and values of one layer for `DecodeStep`: the prompts' once for all their answers, `prompt` [2, U h, P, D],
+    and the answers' own in `blocks` [2, B, h, BLOCK, D], `length` positions of which are filled (the others are 0).
+
+    A small model's time goes into reading these, and a CPU reads a block twice as fast as the filled part of a larger
+    tensor, whose gaps stop its prefetching.
+    """
+
+    length = 0
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        """keys, values: the prompts', [U, h, P, D]."""
+        self.prompt = torch.stack([keys, values]).flatten(1, 2)
+        self.blocks: list[Tensor] = []
+
+    def append(self, key: Tensor, value: Tensor) -> None:
+        """Take in one position of each answer, [B, h, D]."""
+        place = self.length % BLOCK
+        if not place:
+            rows, heads, size = key.shape
+            self.blocks.append(key.new_zeros(2, rows, heads, BLOCK, size))
+        self.blocks[-1][0, :, :, place], self.blocks[-1][1, :, :, place] = key, value
+        self.length += 1
+
+    def replace(self, places: Tensor, rows: Tensor, count: int) -> None:
+        """As `GrowingLayer.replace`."""
+        for block in self.blocks:
+            block[:, places] = block[:, rows]
+        self.blocks = [block[:, :count] for block in self.blocks]
+
+
+class AnswerCache:
+    """One AnswerLayer per layer of the model, and where a prompt's answers meet: `places` int64 [B h] are those of each
+    row's heads among [U, h, S]. Where no prompt has several, the prompts are in the order of the rows."""
+
+    def __init__(self, prompts: Sequence[tuple[Tensor, Tensor]], owner: Tensor):
+        """prompts: each layer's keys and values [U, h, P, D]; owner: int64 [B], each answer's prompt."""
+        self.layers = [AnswerLayer(keys, values) for keys, values in prompts]
+        self.prompts, self.heads = prompts[0][0].shape[:2]
+        self._own(owner.clone())
+
+    def replace(self, places: Tensor, rows: Tensor, count: int) -> None:
+        """See `GrowingLayer.replace`, for every layer; prompts without a running answer are let go."""
+        self.owner[places] = self.owner[rows]
+        running, owner = self.owner[:count].unique(return_inverse=True)
+        if len(running) == count:  # one answer each: the prompts in their order, and nothing to spread
+            running, owner = self.owner[:count], torch.arange(count, device=owner.device)
+        for layer in self.layers:
+            layer.replace(places, rows, count)
+            if len(running) < self.prompts or len(running) == count:
+                layer.prompt = layer.prompt.unflatten(1, (-1, self.heads))[:, running].flatten(1, 2)
+        self.prompts = len(running)
+        self._own(owner)
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """From [B h, r, X] to [U h, S r, X], zero where a prompt has fewer than S answers."""
+        if self.most == 1:
+            return rows
+        room = rows.new_zeros(self.prompts * self.heads * self.most, *rows.shape[1:])
+        room.index_copy_(0, self.places, rows)
+        return room.view(self.prompts * self.heads, -1, rows.shape[-1])
+
+    def gather(self, spread: Tensor, each: int) -> Tensor:
+        """Back from [U h, S r, X] to [B h, r, X], r being `each`."""
+        if self.most == 1:
+            return spread
+        return spread.view(-1, each, spread.shape[-1])[self.places]
+
+    def _own(self, owner: Tensor) -> None:
+        self.owner = owner
+        counts, order = owner.bincount(minlength=self.prompts), owner.argsort(stable=True)
+        number = torch.empty_like(owner)  # of a row among its prompt's
+        number[order] = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner[order]]
+        self.most = int(counts.max()) if len(owner) else 0
+        heads = torch.arange(self.heads, device=owner.device)
+        self.places = ((owner[:, None] * self.heads + heads) * self.most + number[:, None]).flatten()
+
+
+def _grown(part: Tensor, new: Tensor, filled: int) -> Tensor:
+    """`part` [B, h, C, D] with new [B, h, t, D] behind its first `filled` positions; moved where it has no room."""
+    length = filled + new.shape[2]
+    if length > part.shape[2]:
+        rows, heads, _, size = new.shape
+        room = new.new_zeros(rows, heads, length + max(GROWTH, length // 4), size)
+        room[:, :, :filled] = part[:, :, :filled]
+        part = room
+    part[:, :, filled:length] = new
+    return part

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cache import GrowingCache, GrowingLayer
+from .cache import AnswerCache, AnswerLayer
 
 KINDS = ("llama", "qwen2", "qwen3")
 Linear = tuple[Tensor, Tensor | None]
@@ -62,19 +62,25 @@ class DecodeStep:
         # of the rotation (-x2, x1), the sign goes to the sine, and what is left is a roll by half
         self.cos, self.sin = cos[0], torch.cat([-sin[0, :, : self.half], sin[0, :, self.half :]], 1)
 
-    def __call__(self, tokens: Tensor, positions: Tensor, cache: GrowingCache, visible: Tensor | None) -> Tensor:
+    def __call__(self, tokens: Tensor, positions: Tensor, cache: AnswerCache, visible: Tensor | None) -> Tensor:
         """tokens, positions: int64 [B]; visible: bool [B, P], False at the padding before a short prompt; None without
         padding. Returns the states [B, H] that predict the next tokens."""
         x = F.embedding(tokens, self.embedding)
         rotation = self.cos[positions][:, None], self.sin[positions][:, None]
         hidden = None if visible is None else ~visible[:, None, None]
         for layer, kept in zip(self.layers, cache.layers):
-            x = x + self._attention(layer, _rms(x, layer.before), rotation, kept, hidden)  # type: ignore[arg-type]
+            x = x + self._attention(layer, _rms(x, layer.before), rotation, cache, kept, hidden)
             x = x + _mlp(layer, _rms(x, layer.after))
         return _rms(x, self.norm)
 
     def _attention(
-        self, layer: _Layer, x: Tensor, rotation: tuple[Tensor, Tensor], kept: GrowingLayer, hidden: Tensor | None
+        self,
+        layer: _Layer,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        cache: AnswerCache,
+        kept: AnswerLayer,
+        hidden: Tensor | None,
     ) -> Tensor:
         """hidden: bool [B, 1, 1, P], where nothing may be seen."""
         heads = len(x), -1, self.size
@@ -83,24 +89,30 @@ class DecodeStep:
             query, key = _rms(query, layer.query_norm), _rms(key, layer.key_norm)
         query, key = self._rotate(query, *rotation), self._rotate(key, *rotation)
         value = F.linear(x, *layer.value).view(heads)
-        keys, values = kept.update(key[:, :, None], value[:, :, None])
-        query = query.view(len(x), keys.shape[1], -1, self.size)
-        mixed = _attend(query, keys, values, self.scaling, kept.length, hidden)
+        kept.append(key, value)
+        mixed = _attend(query.mul_(self.scaling).view(key.shape[0] * key.shape[1], -1, self.size), cache, kept, hidden)
         return F.linear(mixed.view(len(x), -1), *layer.out)
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return torch.addcmul(x * cos, x.roll(self.half, -1), sin)
 
 
-def _attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float, length: int, hidden: Tensor | None) -> Tensor:
-    """query: [B, h/g, g, D]; keys, values: [B, h/g, L, D], filled up to `length`. Returns the values' mean by
-    softmax(query keys^T scaling), [B h/g, g, D]; the softmax in float32 (or float64)."""
-    scores = torch.bmm(query.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).mul_(scaling)
+def _attend(query: Tensor, cache: AnswerCache, kept: AnswerLayer, hidden: Tensor | None) -> Tensor:
+    """query: [B g, h/g, D], scaled. Returns the values' mean by softmax(query keys^T) over the prompt and the answer,
+    of the same shape; the softmax in float32 (or float64)."""
+    each, (keys, values) = query.shape[1], kept.prompt
+    width, answer = keys.shape[1], [block.flatten(1, 2) for block in kept.blocks]
+    prompts = cache.gather(torch.bmm(cache.spread(query), keys.transpose(1, 2)), each)
+    scores = torch.cat([prompts, *(torch.bmm(query, block[0].transpose(1, 2)) for block in answer)], -1)
     if hidden is not None:
-        scores.view(*keys.shape[:2], *scores.shape[1:])[..., : hidden.shape[-1]].masked_fill_(hidden, -torch.inf)
-    scores[..., length:] = -torch.inf
-    shares = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
-    return torch.bmm(shares.to(values.dtype), values.flatten(0, 1))
+        scores.view(len(hidden), -1, *scores.shape[1:])[..., :width].masked_fill_(hidden, -torch.inf)
+    scores[..., width + kept.length :] = -torch.inf
+    shares = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
+    prompt, *own = shares.split([width, *(block.shape[2] for block in answer)], -1)
+    mixed = cache.gather(torch.bmm(cache.spread(prompt), values), each)
+    for part, block in zip(own, answer):
+        mixed.baddbmm_(part, block[1])
+    return mixed
 
 
 def _mlp(layer: _Layer, x: Tensor) -> Tensor:

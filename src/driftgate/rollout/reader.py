@@ -4,11 +4,13 @@ Shapes: U prompts, B responses being decoded, P longest prompt, L positions so f
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
-from .cache import GrowingCache
+from .cache import AnswerCache, GrowingCache
 from .decode_step import DecodeStep, can_decode
 
 FEW = 8
@@ -27,7 +29,7 @@ class Reader:
         self.device = self.head.device
         positions = max(map(len, prompts)) + new_tokens
         self.decode_step = DecodeStep(model, positions) if can_decode(model) else None
-        self.cache = GrowingCache(turned=self.decode_step is not None)
+        self.cache: Any = GrowingCache() if self.decode_step is None else DynamicCache()
 
     def prefill(self, owner: Tensor) -> None:
         """Encode each prompt once, padded on the left; then one row per response, of prompt `owner` int64 [B]."""
@@ -38,7 +40,10 @@ class Reader:
         self.visible = (place >= 0).to(self.device) if (lengths < width).any() else None
         self.lengths = lengths.to(self.device)
         self._forward(torch.tensor(padded, device=self.device), place.clamp(min=0).to(self.device))
-        self.cache.select(owner)
+        if self.decode_step is None:
+            self.cache.select(owner)
+        else:
+            self.cache = AnswerCache([(layer.keys, layer.values) for layer in self.cache.layers], owner)
         self.hidden, self.lengths = self.hidden[owner], self.lengths[owner]
         if self.visible is not None:
             self.visible = self.visible[owner]
