@@ -31,7 +31,7 @@ from driftgate import keyed
 from driftgate.config import ModelSettings, PromptSettings
 from driftgate.data.benchmarks import load_benchmark
 from driftgate.data.prompts import Problem, encode_prompts, load_problems
-from driftgate.evaluate.evaluate import EvalSettings
+from driftgate.evaluate.batch import MOST
 from driftgate.models import load
 from driftgate.models.policy import Policy
 from driftgate.recipe import load_recipe
@@ -93,13 +93,13 @@ CASES = {
     "135M, equal lengths": Case("135M", 2, 16, 1, 256),
     "135M, unequal lengths": Case("135M", 2, 16, 1, 256, stop_chance=0.01),
     "embedded, recipe": Case("recipe", 5, 16, 2, 400),
-    "embedded, evaluation": Case("exam", 2, 40, 8, 0, batch=EvalSettings.batch, together=10),
+    "embedded, evaluation": Case("exam", 2, 40, 8, 0, batch=MOST, together=10),
 }
 QUICK = {
     "small, equal lengths": Case("small", 1, 8, 1, 48),
     "small, unequal lengths": Case("small", 1, 8, 1, 48, stop_chance=0.05),
     "embedded, recipe": Case("recipe", 1, 4, 2, 64),
-    "embedded, evaluation": Case("exam", 1, 8, 4, 64, batch=EvalSettings.batch, together=4),
+    "embedded, evaluation": Case("exam", 1, 8, 4, 64, batch=MOST, together=4),
 }
 
 

@@ -12,8 +12,10 @@ import pytest
 
 from driftgate.errors import InputError, RunError
 from driftgate.evaluate.grading import (
+    LONGEST_ANSWER,
     IntegerGrader,
     MathGrader,
+    answer_of,
     canonical_integer,
     grade_integer,
     grader_for,
@@ -106,6 +108,24 @@ def test_signs_count_except_on_zero():
 def test_only_a_box_counts():
     assert not grade_integer("the answer is 7", "7")
     assert not grade_integer(r"\boxed{7} no, \boxed{8}", "7")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (box("007"), "7"),
+        (box("1{,}234"), "1234"),
+        (box(r"$ \frac12 $."), r"\frac12"),
+        (box(" "), None),
+        (box("$$"), None),
+        ("7", None),
+        (r"\boxed{7", None),
+        (box("x" * 10**6), "x" * LONGEST_ANSWER),
+        (box("1" * 10**6), "1" * LONGEST_ANSWER),
+    ],
+)
+def test_an_answer_is_the_content_of_the_last_box(text, answer):
+    assert answer_of(text) == answer
 
 
 def test_a_reference_that_is_no_integer_is_refused():

@@ -1,14 +1,17 @@
 """pass@k against its definition, and the interval against exact and simulated coverage."""
 
 import json
-from itertools import combinations
+from collections import Counter
+from itertools import combinations, product
 from math import comb
 
 import numpy as np
 import pytest
 
 from driftgate.errors import InputError
-from driftgate.evaluate.passk import bootstrap_interval, pass_at_k, summarise
+from driftgate.evaluate.majority import majority_at
+from driftgate.evaluate.measures import majority_sizes, measures, shown
+from driftgate.evaluate.passk import bootstrap_interval, estimates, pass_at_k, summarise
 
 
 def slow_pass_at_k(correct, samples, k):
@@ -157,3 +160,83 @@ def test_a_summary_needs_k_samples_and_free_names():
         summarise({"mean": [(1, 8)]})
     with pytest.raises(InputError):
         summarise({})
+
+
+def slow_majority(samples, k):
+    """By definition: over all k-subsets of (answer, correct), the right answer's chance in a lot among the leaders."""
+    won = []
+    for subset in combinations(samples, k):
+        votes = Counter("right" if correct else answer for answer, correct in subset if answer is not None)
+        leaders = [answer for answer, count in votes.items() if count == max(votes.values())]
+        won.append(leaders.count("right") / len(leaders) if leaders else 0.0)
+    return sum(won) / len(won)
+
+
+def sampled(right, wrong, silent):
+    """(answer, correct) of so many right samples, so many of each wrong answer, and so many without one."""
+    others = [(f"w{i}", False) for i, count in enumerate(wrong) for _ in range(count)]
+    return [("r", True)] * right + others + [(None, False)] * silent
+
+
+@pytest.mark.parametrize("wrong", [(), (1,), (3,), (1, 1), (2, 1), (2, 2), (3, 3), (1, 1, 1, 1), (2, 2, 2)])
+def test_majority_is_that_of_all_subsets(wrong):
+    for right, silent in product(range(4), range(3)):
+        samples = sampled(right, wrong, silent)
+        expected = [slow_majority(samples, k) for k in range(1, len(samples) + 1)]
+        assert majority_at(right, wrong, silent) == pytest.approx(expected, abs=1e-12)
+
+
+def test_majority_of_many_samples_keeps_its_digits():
+    assert majority_at(64, (64,), 0)[-1] == 0.5
+    assert majority_at(100, (), 0) == (1.0,) * 100
+    values = majority_at(90, (40, 30, 30), 10)
+    assert values[0] == 90 / 200
+    assert list(values) == sorted(values)
+
+
+def test_majority_is_taken_of_powers_of_two_and_all_samples():
+    assert [majority_sizes(n) for n in (1, 2, 3, 8, 12)] == [[1], [2], [2, 3], [2, 4, 8], [2, 4, 8, 12]]
+
+
+def rows_of(benchmark, problems):
+    return [
+        {"benchmark": benchmark, "problem": str(place), "answer": answer, "correct": correct}
+        for place, samples in enumerate(problems)
+        for answer, correct in samples
+    ]
+
+
+def test_measures_are_those_of_the_problems():
+    a = [sampled(3, (1,), 0), sampled(1, (2, 1), 0)]
+    b = [[("1/2", True), ("0.5", True), ("2", False), ("2", False)], sampled(0, (), 4)]
+    found = measures(rows_of("a", a) + rows_of("b", b))
+    assert found.keys() == {"a", "b", "mean"}
+    assert list(found["a"]) == ["pass@1", "pass@2", "pass@3", "pass@4", "avg@4", "maj@2", "maj@4"]
+    for name, part in (("a", a), ("b", b)):
+        rights = [sum(correct for _, correct in samples) for samples in part]
+        for k in range(1, 5):
+            assert found[name][f"pass@{k}"]["mean"] == pytest.approx(np.mean([slow_pass_at_k(c, 4, k) for c in rights]))
+        for k in (2, 4):
+            assert found[name][f"maj@{k}"]["mean"] == pytest.approx(np.mean([slow_majority(s, k) for s in part]))
+        assert found[name]["avg@4"] == found[name]["pass@1"]
+    for measure, value in found["mean"].items():
+        assert value["mean"] == pytest.approx((found["a"][measure]["mean"] + found["b"][measure]["mean"]) / 2)
+        assert value["low"] <= value["mean"] <= value["high"]
+    assert found["b"]["maj@4"]["mean"] == 0.25  # two spellings of the right answer against two votes for 2
+
+
+def test_a_table_shows_the_ends_of_each_measure():
+    assert shown({f"pass@{k}": 0 for k in range(1, 17)} | {"avg@16": 0, "maj@2": 0, "maj@16": 0}) == [
+        "pass@1",
+        "pass@16",
+        "maj@16",
+    ]
+    assert shown({"pass@1": 0, "avg@1": 0, "maj@1": 0}) == ["pass@1", "maj@1"]
+    assert shown({"pass@1": 0, "pass@8": 0}) == ["pass@1", "pass@8"]
+
+
+def test_any_measure_gets_the_interval_of_its_values():
+    values = {"a": shares(3, 9), "b": shares(5, 7)}
+    found = estimates({"some": values})
+    assert (found["mean"]["some"]["low"], found["mean"]["some"]["high"]) == bootstrap_interval(values)
+    assert (found["a"]["some"]["low"], found["a"]["some"]["high"]) == bootstrap_interval({"a": values["a"]})

@@ -1,32 +1,180 @@
-"""Benchmarks by name or file: problems with answers, in a fixed order."""
+"""Benchmarks by name or file: problems with answers, in a fixed order, and the hash that says which ones they are."""
 
 import difflib
+import functools
+import hashlib
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import InputError
 from ..sandbox import tasks
-from .prompts import Problem, jsonl_rows, parse_problems
+from .prompts import Problem, enumerate_rows, hub_rows, jsonl_rows, parse_problems
 
 EMBEDDED_SIZE = 200
 """Problems of each embedded benchmark."""
 
+_WHOLE = re.compile(r"([+-]?)0*([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.0+)?")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A public benchmark: where the hub has it, and the content that goes by its name."""
+
+    source: str
+    """As `prompts.path` has it, see `hub_rows`."""
+    problems: int
+    sha256: str
+    """`content_sha256` of the problems."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Ours to the hub's, where they differ."""
+    note: str = ""
+    """What else goes by this name."""
+
+
+PUBLISHED = {
+    "math500": Published(
+        source="hub:HuggingFaceH4/MATH-500@test",
+        problems=500,
+        sha256="a98d42053796cbc37fa52d288c9611b55632a3864f49192b2375ba1a2663215c",
+        note="the 500 problems of openai/prm800k's test split",
+    ),
+    "aime24": Published(
+        source="hub:HuggingFaceH4/aime_2024@train",
+        problems=30,
+        sha256="da8dfeb7748746d1d93b9675b120f012550ead2fe916e25e1f684380a5f377e8",
+        note="AIME I and II of 2024",
+    ),
+    "aime25": Published(
+        source="hub:math-ai/aime25@test",
+        problems=30,
+        sha256="3dc9914ab71f24c196d8b95eb3a912d7b283a95093f2412f5c6a885c7c194da2",
+        note="AIME I and II of 2025; another hub set of these problems spells its LaTeX in another way",
+    ),
+    "amc23": Published(
+        source="hub:math-ai/amc23@test",
+        problems=40,
+        sha256="03b1f02f6b5dd8d5553eb26574f2ad848c7a405590cb31619097685c8f1917f9",
+        columns={"problem": "question"},
+        note="the 40 problems of AMC 12A and 12B of 2023; sets of 83 problems go by the same name and hold other years",
+    ),
+    "gsm8k": Published(
+        source="hub:openai/gsm8k/main@test",
+        problems=1319,
+        sha256="7c5daed511d696f5ebf7e8f2213f34e50ef30a832b5e25dfd514782ce559de28",
+        columns={"problem": "question", "solution": "answer"},
+        note="the test split, not the 7,473 training problems",
+    ),
+}
+
 
 def load_benchmark(name: str, limit: int | None = None) -> list[Problem]:
-    """The embedded `lock16` ... `lock25`, or a JSONL file with `problem` and `answer` on each line.
+    """Problems of a benchmark, of which `limit` keeps the first so many.
 
-    limit: only the first so many problems. Raises InputError for an unknown name or a problem without answer.
+    `lock16` ... `lock25` are embedded. One of PUBLISHED comes from the hub, or as NAME=FILE from a local JSONL file;
+    both are checked against its hash, numbered by content (an id is the first 12 digits of `problem_sha256`) and put
+    in the order of these ids, so that every copy is examined with the same random numbers. Another .jsonl is taken as
+    it is. Raises InputError for an unknown name, other content than pinned, or a problem without answer.
     """
     if name in tasks.BENCHMARKS:
         count = EMBEDDED_SIZE if limit is None else min(limit, EMBEDDED_SIZE)
         return [Problem(p.id, p.problem, p.answer, p.solution) for p in tasks.benchmark(name, count)]
-    if Path(name).suffix not in (".jsonl", ".json"):
-        near = difflib.get_close_matches(name, tasks.BENCHMARKS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(
-            f"--benchmark {name}: {hint}the embedded ones are {', '.join(tasks.BENCHMARKS)}; or give a .jsonl"
-        )
+    short = benchmark_name(name)
+    if short in PUBLISHED:
+        file = name.removeprefix(short).removeprefix("=")
+        return list(_from_file(short, file) if file else _from_hub(short))[:limit]
+    if Path(name).suffix not in (".jsonl", ".json") or ("=" in name and not Path(name).expanduser().is_file()):
+        raise InputError(_unknown(name))
     problems = parse_problems(jsonl_rows(Path(name).expanduser(), "--benchmark"))
+    _require_answers(name, problems)
+    return problems[:limit]
+
+
+def benchmark_name(name: str) -> str:
+    """What scores are filed under: NAME of NAME=FILE for a published benchmark, else what was given."""
+    short, equals, _ = name.partition("=")
+    return short if equals and short in PUBLISHED else name
+
+
+def content_sha256(problems: Sequence[Problem]) -> str:
+    """Hex digits that depend on the texts and answers alone, not on order, ids, other columns or file format.
+
+    SHA-256 of the sorted `problem_sha256` of all problems, joined by newlines.
+    """
+    return hashlib.sha256("\n".join(sorted(map(problem_sha256, problems))).encode()).hexdigest()
+
+
+def problem_sha256(problem: Problem) -> str:
+    r"""SHA-256 of "problem\nanswer" in UTF-8, both in Unicode NFC with every run of white space made one space.
+
+    An integer answer counts as its digits: "+073", "73.0" and "73" are the same, as are "1,319" and "1319".
+    """
+    answer = _one_line(problem.answer or "")
+    whole = _WHOLE.fullmatch(answer)
+    if whole is not None:
+        digits = whole[2].replace(",", "")
+        answer = ("-" if whole[1] == "-" and digits != "0" else "") + digits
+    return hashlib.sha256(f"{_one_line(problem.problem)}\n{answer}".encode()).hexdigest()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+@functools.cache  # asked for by every stage of an evaluation, and far away
+def _from_hub(short: str) -> tuple[Problem, ...]:
+    source = PUBLISHED[short].source
+    try:
+        rows = list(hub_rows(source))
+    except InputError as error:
+        why = str(error).removeprefix(f"prompts.path = {source}: ")
+        raise InputError(f"--benchmark {short}: {source}: {why}; or a local copy: --benchmark {short}=FILE") from None
+    problems = parse_problems(enumerate_rows(source, rows), PUBLISHED[short].columns)
+    return _checked(short, f"{short}: {source}", problems)
+
+
+def _from_file(short: str, file: str) -> tuple[Problem, ...]:
+    """Columns are named as ours, or as on the hub."""
+    rows = jsonl_rows(Path(file).expanduser(), f"--benchmark {short}")
+    ours = isinstance(rows[0][1], dict) and "problem" in rows[0][1]
+    return _checked(short, f"{short}={file}", parse_problems(rows, {} if ours else PUBLISHED[short].columns))
+
+
+def _checked(short: str, where: str, problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """In the order of their content, once they are what goes by this name. Raises InputError for other content."""
+    pin = PUBLISHED[short]
+    _require_answers(where, problems)
+    problems = [replace(p, answer=_final(p.answer or "")) for p in problems]
+    found = content_sha256(problems)
+    if found != pin.sha256:
+        raise InputError(
+            f"--benchmark {where}: {len(problems)} problems with sha256 {found}, but {short} is {pin.problems} "
+            f"problems with sha256 {pin.sha256} ({pin.note}). Give the right copy as --benchmark {short}=FILE, or "
+            f"this one as a benchmark of your own: a .jsonl under another name"
+        )
+    return tuple(sorted((replace(p, id=problem_sha256(p)[:12]) for p in problems), key=lambda p: p.id))
+
+
+def _final(answer: str) -> str:
+    """The answer without the solution before it (GSM8K closes with `#### 42`), and an integer without decimals."""
+    answer = answer.rpartition("####")[2].strip()
+    whole = _WHOLE.fullmatch(answer)
+    return answer.partition(".")[0] if whole else answer
+
+
+def _require_answers(where: str, problems: Sequence[Problem]) -> None:
     without = next((p.id for p in problems if p.answer is None), None)
     if without is not None:
-        raise InputError(f"--benchmark {name}: problem {without!r} has no `answer`, so it cannot be graded")
-    return problems[:limit]
+        raise InputError(f"--benchmark {where}: problem {without!r} has no `answer`, so it cannot be graded")
+
+
+def _unknown(name: str) -> str:
+    known = [*tasks.BENCHMARKS, *PUBLISHED]
+    near = difflib.get_close_matches(name.partition("=")[0], known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return (
+        f"--benchmark {name}: {hint}the embedded ones are {', '.join(tasks.BENCHMARKS)}; by name from the hub, or as "
+        f"NAME=FILE from a local copy, {', '.join(PUBLISHED)}; or give a .jsonl"
+    )

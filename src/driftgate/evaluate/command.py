@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ..progress import bars
 from .evaluate import EvalSettings, check_settings, evaluate, load_examinee, responses_of
+from .measures import shown
 
 
 def run_eval(model: str, settings: EvalSettings, out: Path, console: Console, device: str, dtype: str) -> None:
@@ -35,18 +36,14 @@ def _as_trained(model: str, settings: EvalSettings) -> EvalSettings:
 
 
 def results_table(passes: dict[str, dict]) -> Table:
-    """A row per model and measure, a column per benchmark and the mean; percent with 95 % interval."""
+    """A row per model and shown measure, a column per benchmark and the mean; percent with 95 % interval."""
     benchmarks = list(next(iter(passes.values())))
     table = Table("model", "", *benchmarks, title="percent [95 % interval over problems]")
     for model, scores in passes.items():
-        for place, measure in enumerate(scores[benchmarks[0]]):
+        for measure in shown(scores[benchmarks[0]]):
             cells = (percent(scores[name][measure]) for name in benchmarks)
-            table.add_row(
-                "" if place else model,
-                measure,
-                *cells,
-                end_section=measure == list(scores[benchmarks[0]])[-1],
-            )
+            table.add_row(model if measure == "pass@1" else "", measure, *cells)
+        table.add_section()
     return table
 
 

@@ -1,29 +1,33 @@
 """`driftgate eval`: n samples per problem of each benchmark, graded, as pass@k with 95 % intervals.
 
 A problem's samples are keyed by (seed, benchmark, problem, sample), so two models answer the same questions with the
-same random numbers.
+same random numbers, and an evaluation that was interrupted goes on as if it had not been.
 """
 
-import io
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ..config import ModelSettings, PromptSettings
-from ..data.benchmarks import load_benchmark
+from ..data.benchmarks import benchmark_name, content_sha256, load_benchmark
 from ..data.prompts import Problem, Prompt, encode_prompts
 from ..errors import InputError
 from ..models import load
 from ..models.policy import Policy, check_head
-from ..rollout.engine import Request, Sampling
+from ..rollout.engine import Request, Response, Sampling
 from ..rollout.hf import HFEngine
-from .grading import grader_for
-from .passk import summarise
+from .batch import fitting_batch
+from .folder import Folder, Row
+from .grading import Grader, answer_of, grader_for
+from .identity import fingerprint
+from .measures import measures
 
 LONGEST = 16_384
+Part = list[tuple[Prompt, Sequence[int]]]
+"""Prompts with the numbers of the samples wanted of each."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class EvalSettings:
     limit: int | None = None
     """Only the first so many problems of each benchmark."""
     seed: int = 0
-    batch: int = 256
-    """Responses decoded at once."""
+    batch: int | None = None
+    """Responses decoded at once; None for what fits into memory, at most 256."""
     template: str | None = None
     """None: the problem alone, or what a run folder was trained with."""
     chat: bool | None = None
@@ -80,42 +84,47 @@ def evaluate(
     out: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Sample, grade, summarise. With `out`, writes samples.jsonl and result.json there. Returns the summary.
+    """Sample, grade, summarise. With `out`, goes on from what that folder holds, and leaves all there. Returns the
+    summary, as JSON holds it; see `measures` for "pass".
 
-    {"pass": {benchmark or "mean": {"pass@1": {"mean", "low", "high"}, ...}}, "tokens_mean": ..., "truncated": ...}
+    {"settings", "benchmarks": {name: {"problems", "sha256"}}, "problems": {name: number examined},
+    "pass": {benchmark or "mean": {"pass@1": {"mean", "low", "high"}, ...}}, "tokens_mean", "truncated"}
+    Raises InputError as `check_settings` does, for prompts without room, and as `Folder` does.
     """
-    problems = {name: load_benchmark(name, settings.limit) for name in settings.benchmarks}
+    content = {benchmark_name(name): load_benchmark(name) for name in settings.benchmarks}
+    problems = {name: whole[: settings.limit] for name, whole in content.items()}
     prompts = {name: _encode(examinee, part, settings) for name, part in problems.items()}
-    rows: list[dict[str, Any]] = []
-    with _samples_file(out) as file:
-        for name in problems:
-            part = list(_sample(examinee, name, prompts[name], settings, advance))
-            _grade(part)
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part))
-            file.flush()  # what is sampled stays, whatever happens next
-            rows += part
-    ks = sorted({1, settings.samples} | ({8} if settings.samples >= 8 else set()))
-    result = {
+    pins = {name: {"problems": len(whole), "sha256": content_sha256(whole)} for name, whole in content.items()}
+    folder = Folder(out, {} if out is None else _asked(examinee, settings, pins))
+    wanted = [(name, p.id, n) for name, part in problems.items() for p in part for n in range(settings.samples)]
+    tell = advance or (lambda n: None)
+    tell(len(folder.rows))
+    if (done := folder.result()) is not None and folder.rows.keys() >= set(wanted):
+        return done
+    for name in problems:
+        _complete(folder, examinee, name, prompts[name], settings, tell)
+    rows = [folder.rows[key] for key in wanted]
+    summary = {
         "settings": asdict(settings),
+        "benchmarks": pins,
         "problems": {name: len(part) for name, part in problems.items()},
-        "pass": summarise({name: _counts(rows, name) for name in problems}, ks=ks),
+        "pass": measures(rows),
         "tokens_mean": sum(row["tokens"] for row in rows) / len(rows),
         "truncated": sum(not row["finished"] for row in rows) / len(rows),
     }
-    if out is not None:
-        (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    result = json.loads(json.dumps(summary))  # the same whether it is made now or read from its file
+    folder.finish(wanted, result)
     return result
 
 
-def _samples_file(out: Path | None) -> IO[str]:
-    """samples.jsonl, opened before anything is sampled. Raises InputError for a folder that cannot be written."""
-    if out is None:
-        return io.StringIO()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        return (out / "samples.jsonl").open("w", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be written to ({error.strerror}); choose another folder") from None
+def _asked(examinee: Examinee, settings: EvalSettings, pins: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the samples depend on; not the batch, which decides how long they take."""
+    chosen = {name: value for name, value in asdict(settings).items() if name not in ("benchmarks", "batch")}
+    return {
+        "settings": chosen | {"stop_ids": settings.stop_ids or examinee.stop_ids()},
+        "benchmarks": pins,
+        "model": fingerprint(examinee.policy, examinee.tokenizer),
+    }
 
 
 def responses_of(settings: EvalSettings) -> int:
@@ -135,53 +144,86 @@ def _encode(examinee: Examinee, problems: Sequence[Problem], settings: EvalSetti
     return encode_prompts(problems, examinee.tokenizer, shown, settings.max_new_tokens or 1, context)
 
 
-def _sample(
+def _complete(
+    folder: Folder,
     examinee: Examinee,
     name: str,
     prompts: Sequence[Prompt],
     settings: EvalSettings,
-    advance: Callable[[int], None] | None,
-) -> Iterator[dict[str, Any]]:
-    """A row per response, in the order of problems and samples."""
-    context = load.context_length(examinee.policy.model) or 2 * LONGEST
+    tell: Callable[[int], None],
+) -> None:
+    """Sample and grade what the folder lacks of one benchmark, in parts of one decoding batch each."""
+    longest = max(len(p.ids) for p in prompts)
+    room = (load.context_length(examinee.policy.model) or 2 * LONGEST) - longest
+    new = settings.max_new_tokens or min(LONGEST, room)
     stop_ids = settings.stop_ids or examinee.stop_ids()
-    room = context - max(len(p.ids) for p in prompts)
-    sampling = Sampling(settings.max_new_tokens or min(LONGEST, room), settings.temperature, settings.top_p, stop_ids)
-    requests = [
-        Request(
-            p.ids, tuple((settings.seed, "eval", Path(name).stem, p.problem.id, n) for n in range(settings.samples))
-        )
-        for p in prompts
-    ]
-    engine = HFEngine(examinee.policy, settings.batch)
-    for prompt, responses in zip(prompts, engine.generate(requests, sampling, advance)):
-        for sample, response in enumerate(responses):
+    sampling = Sampling(new, settings.temperature, settings.top_p, stop_ids)
+    batch = settings.batch or fitting_batch(examinee.policy, longest + new)
+    parts = [left for part in plan(prompts, settings.samples, batch) if (left := _lacking(folder, name, part))]
+    if not parts:
+        return
+    engine = HFEngine(examinee.policy, batch)
+    with grader_for([p.problem.answer or "" for p in prompts]) as grader:
+        for part in parts:
+            requests = [Request(p.ids, tuple(_address(settings, name, p, n) for n in left)) for p, left in part]
+            rows = _rows(examinee, name, part, engine.generate(requests, sampling, tell))
+            folder.add(_graded(list(rows), grader))
+
+
+def _lacking(folder: Folder, name: str, part: Part) -> Part:
+    """Of a part, what the folder has no row of."""
+    left = [(p, [n for n in samples if (name, p.problem.id, n) not in folder.rows]) for p, samples in part]
+    return [(prompt, samples) for prompt, samples in left if samples]
+
+
+def plan(prompts: Sequence[Prompt], samples: int, batch: int) -> list[Part]:
+    """Parts of at most `batch` responses, prompts of like length together.
+
+    Depends on nothing that was sampled before, so an evaluation that goes on decodes the same parts.
+    """
+    parts: list[Part] = []
+    size = 0
+    for prompt in sorted(prompts, key=lambda p: len(p.ids)):
+        for first in range(0, samples, batch):
+            piece = range(first, min(first + batch, samples))
+            if not parts or size + len(piece) > batch:
+                parts.append([])
+                size = 0
+            parts[-1].append((prompt, piece))
+            size += len(piece)
+    return parts
+
+
+def _address(settings: EvalSettings, name: str, prompt: Prompt, sample: int) -> tuple[int | str, ...]:
+    return settings.seed, "eval", Path(name).stem, prompt.problem.id, sample
+
+
+def _rows(
+    examinee: Examinee,
+    name: str,
+    part: Part,
+    responses: Sequence[Sequence[Response]],
+) -> Iterator[Row]:
+    """A row per response, yet to be graded."""
+    for (prompt, samples), answers in zip(part, responses):
+        for sample, response in zip(samples, answers):
             text = examinee.tokenizer.decode(response.ids, skip_special_tokens=True)
-            row = {
+            yield {
                 "benchmark": name,
                 "problem": prompt.problem.id,
                 "sample": sample,
                 "gold": prompt.problem.answer,
+                "finished": response.finished,
+                "tokens": len(response.ids),
+                "text": text,
+                "answer": answer_of(text),
             }
-            yield row | {"finished": response.finished, "tokens": len(response.ids), "text": text}
 
 
-def _grade(rows: list[dict[str, Any]]) -> None:
-    """Adds `correct` to the rows of one benchmark."""
-    with grader_for([row["gold"] for row in rows]) as grader:
-        verdicts = grader.grade_many((row["text"], row["gold"]) for row in rows)
-    for row, verdict in zip(rows, verdicts):
-        row["correct"] = verdict
-
-
-def _counts(rows: list[dict[str, Any]], name: str) -> list[tuple[int, int]]:
-    """(correct, samples) of each problem of a benchmark."""
-    counts: dict[str, tuple[int, int]] = {}
-    for row in rows:
-        if row["benchmark"] == name:
-            right, total = counts.get(row["problem"], (0, 0))
-            counts[row["problem"]] = (right + row["correct"], total + 1)
-    return list(counts.values())
+def _graded(rows: Sequence[Row], grader: Grader) -> list[Row]:
+    """The rows of one benchmark with `correct`."""
+    verdicts = grader.grade_many((row["text"], row["gold"]) for row in rows)
+    return [row | {"correct": verdict} for row, verdict in zip(rows, verdicts)]
 
 
 def check_settings(settings: EvalSettings) -> None:
@@ -196,7 +238,7 @@ def check_settings(settings: EvalSettings) -> None:
         raise InputError(f"--top-p {settings.top_p}: give a number above 0 and at most 1")
     if not settings.benchmarks:
         raise InputError("--benchmark: name at least one benchmark or .jsonl file")
-    if len(set(settings.benchmarks)) < len(settings.benchmarks):
+    if len({benchmark_name(name) for name in settings.benchmarks}) < len(settings.benchmarks):
         raise InputError(f"--benchmark: {', '.join(settings.benchmarks)} names one twice")
     for name in settings.benchmarks:
         load_benchmark(name, settings.limit)

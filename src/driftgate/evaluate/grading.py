@@ -69,6 +69,18 @@ def canonical_integer(content: str) -> str | None:
     return ("-" if match[1] == "-" else "") + digits if digits else "0"
 
 
+def answer_of(text: str) -> str | None:
+    r"""What a text answers, for comparing answers with each other: the content of its last box, an integer as its
+    digits, else without surrounding space, math delimiters and full stops, cut at LONGEST_ANSWER characters.
+
+    None without a box, or with an empty one.
+    """
+    content = last_boxed(text)
+    if content is None:
+        return None
+    return canonical_integer(content[:LONGEST_ANSWER]) or _bare(content)[:LONGEST_ANSWER] or None
+
+
 def grade_integer(text: str, gold: str) -> bool:
     """Whether the last box of the text holds the integer `gold`. Never raises for what the text holds.
 

@@ -91,16 +91,27 @@ def summarise(
     of 1 with the intervals of `bootstrap_interval`. Raises InputError where a k exceeds a problem's samples,
     for a benchmark without problems, and for one named "mean".
     """
-    if "mean" in counts:
+    values = {f"pass@{k}": {b: [pass_at_k(c, n, k) for c, n in part] for b, part in counts.items()} for k in ks}
+    return estimates(values, draws, seed, level)
+
+
+def estimates(
+    values: Mapping[str, Mapping[str, Sequence[float]]], draws: int = 10_000, seed: int = 0, level: float = 0.95
+) -> dict[str, dict[str, dict[str, float]]]:
+    """measure -> benchmark -> one value a problem, to benchmark or "mean" -> measure -> {"mean", "low", "high"}.
+
+    Intervals and errors as of `summarise`, which does this for counts of correct samples.
+    """
+    benchmarks = list(next(iter(values.values())))
+    if "mean" in benchmarks:
         raise InputError('a benchmark is named "mean", which names the mean over benchmarks: rename it')
-    groups = {name: [name] for name in counts} | {"mean": list(counts)}
+    groups = {name: [name] for name in benchmarks} | {"mean": benchmarks}
     summary: dict[str, dict[str, dict[str, float]]] = {group: {} for group in groups}
-    for k in ks:
-        values = {name: [pass_at_k(c, n, k) for c, n in problems] for name, problems in counts.items()}
+    for measure, by_benchmark in values.items():
         for group, names in groups.items():
-            chosen = {name: values[name] for name in names}
+            chosen = {name: by_benchmark[name] for name in names}
             low, high = bootstrap_interval(chosen, draws, seed, level)
-            summary[group][f"pass@{k}"] = asdict(Estimate(_macro_mean(chosen), low, high))
+            summary[group][measure] = asdict(Estimate(_macro_mean(chosen), low, high))
     return summary
 
 

@@ -4,36 +4,32 @@ Two runs that differ in the gate alone, each in a process of its own, then four 
 folder is taken up: runs resume, finished evaluations are read.
 """
 
-import contextlib
 import json
-import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
-import torch
 from jinja2 import Environment, PackageLoader
 from rich.console import Console
 
 from ..config import TrainConfig
 from ..evaluate.command import results_table
 from ..evaluate.evaluate import EvalSettings, evaluate, load_examinee, responses_of
+from ..evaluate.folder import OtherEvaluationError
+from ..evaluate.measures import shown
 from ..evaluate.passk import bootstrap_interval, pass_at_k
-from ..progress import bars
 from ..recipe import load_recipe
 from ..report import plots
 from ..train.run import run
+from ..workers import Workers
 from .tasks import BENCHMARKS, benchmark
 
 RECIPES = {"no gate": "sandbox/lsm_none", "Block64 gate": "sandbox/lsm_block64"}
 EXAM = EvalSettings(BENCHMARKS, limit=40)
-WORKERS = 2
 
 
 def run_demo(out: Path, console: Console, steps: int | None, seed: int, exam: EvalSettings = EXAM) -> None:
@@ -108,7 +104,7 @@ def write_report(
     text = page.render(
         passes=passes,
         benchmarks=[*BENCHMARKS, "mean"],
-        measures=list(passes["teacher"]["mean"]),
+        measures=shown(passes["teacher"]["mean"]),
         plots=drawn,
         example=_example(out, list(passes)),
         verdict=difference,
@@ -136,7 +132,10 @@ def write_summary(
         "seconds": round(seconds),
         "problems_per_benchmark": exam.limit,
         "samples_per_problem": exam.samples,
-        "pass": passes,
+        "pass": {
+            model: {name: {measure: scores[measure] for measure in shown(scores)} for name, scores in found.items()}
+            for model, found in passes.items()
+        },
         "difference": difference,
     }
     path.write_text(json.dumps(summary, indent=2) + "\n")
@@ -148,65 +147,14 @@ def _train(recipe: str, overrides: list[str], out: Path, tell: Callable[[int], N
 
 
 def _examine(model: str, exam: EvalSettings, out: Path, tell: Callable[[int], None]) -> None:
-    """In a worker process; does nothing where the same examination is already there."""
-    path = out / "result.json"
-    asked = json.loads(json.dumps(asdict(exam) | {"model": _identity(model)}))
-    if path.is_file() and json.loads(path.read_text()).get("asked") == asked:
-        tell(responses_of(exam))
-        return
-    result = evaluate(load_examinee(model, "cpu"), exam, out, tell)
-    path.write_text(json.dumps({"asked": asked, **result}, indent=2) + "\n")
-
-
-def _identity(model: str) -> list[str]:
-    """A model's name and, for a run folder, the checkpoint it stands at."""
-    return [model, *sorted(path.name for path in Path(model).glob("checkpoints/step-*"))]
-
-
-class Workers:
-    """Jobs in two processes of one thread each, and a progress bar for each job."""
-
-    def __init__(self, console: Console):
-        context = multiprocessing.get_context("spawn")
-        self.manager = context.Manager()
-        self.told = self.manager.Queue()
-        self.pool = ProcessPoolExecutor(WORKERS, context, torch.set_num_threads, (1,))
-        self.jobs: list[Future[None]] = []
-        self.progress = bars(console)
-
-    def __enter__(self) -> "Workers":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown(cancel_futures=True)
-        self.manager.shutdown()
-        self.progress.stop()
-
-    def start(self, name: str, total: int, work: Callable[..., None], *args: object) -> None:
-        """work(*args, tell) in a process of its own; `tell(n)` moves its bar on."""
-        bar = self.progress.add_task(name, total=total)
-        self.jobs.append(self.pool.submit(work, *args, _Teller(self.told, bar)))
-
-    def wait(self) -> None:
-        """Until all jobs are done. Raises what a job raised."""
-        while not all(job.done() for job in self.jobs) or not self.told.empty():
-            with contextlib.suppress(Empty):
-                bar, count = self.told.get(timeout=0.2)
-                self.progress.advance(bar, count)
-        for job in self.jobs:
-            job.result()
-
-
-@dataclass(frozen=True)
-class _Teller:
-    """Carries a job's progress out of its process."""
-
-    told: Any
-    bar: Any
-
-    def __call__(self, count: int) -> None:
-        self.told.put((self.bar, count))
+    """In a worker process. What is there of this examination is taken up, another one (of an earlier checkpoint, or
+    with other settings) replaced."""
+    examinee = load_examinee(model, "cpu")
+    try:
+        evaluate(examinee, exam, out, tell)
+    except OtherEvaluationError:
+        shutil.rmtree(out)
+        evaluate(examinee, exam, out, tell)
 
 
 def _problem_scores(path: Path) -> dict[str, dict[str, float]]:
