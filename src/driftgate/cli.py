@@ -46,7 +46,13 @@ def train(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Argument(help="A model folder, a run folder, a hub name, or sandbox/student.")],
-    benchmark: Annotated[list[str], typer.Option(help="lock16, lock19, lock22, lock25, or a .jsonl file; repeat.")],
+    benchmark: Annotated[
+        list[str],
+        typer.Option(
+            help="lock16, lock19, lock22, lock25; math500, aime24, aime25, amc23, gsm8k from the hub, or NAME=FILE "
+            "from a local copy; or a .jsonl of your own. Repeat for more."
+        ),
+    ],
     out: Out,
     samples: Annotated[int, typer.Option(help="Responses per problem.")] = 8,
     temperature: float = 1.0,
@@ -54,20 +60,24 @@ def evaluate(
     max_new_tokens: Annotated[int | None, typer.Option(help="Default: 16384, or what the context leaves.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many problems of each benchmark.")] = None,
     seed: int = 0,
-    batch: Annotated[int, typer.Option(help="Responses decoded at once.")] = 256,
+    batch: Annotated[int | None, typer.Option(help="Responses decoded at once. Default: as memory allows.")] = None,
     chat: Annotated[bool | None, typer.Option(help="Wrap problems in the tokenizer's chat template.")] = None,
     template: Annotated[str | None, typer.Option(help="What the model is shown: text with {problem}.")] = None,
     dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
     device: str = "auto",
 ) -> None:
-    """pass@1 and pass@8 of a model, with 95 % intervals over problems; every sample goes to samples.jsonl."""
+    """pass@k, avg@n and maj@k of a model, with 95 % intervals over problems; the same command goes on after a stop."""
     from .evaluate.command import run_eval
     from .evaluate.evaluate import EvalSettings
 
     settings = EvalSettings(
         tuple(benchmark), samples, temperature, top_p, max_new_tokens, limit, seed, batch, template, chat
     )
-    run_eval(model, settings, out, console, device, dtype)
+    try:
+        run_eval(model, settings, out, console, device, dtype)
+    except KeyboardInterrupt:
+        console.print(f"stopped; what is sampled is in {out}, and the same command goes on", highlight=False)
+        raise Stopped from None
 
 
 @app.command()
@@ -80,6 +90,42 @@ def demo(
     from .sandbox.demo import run_demo
 
     run_demo(out, console, steps, seed)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[str], typer.Argument(help="Evaluation or run folders: the base, then the arms.")],
+    seeds: Annotated[str | None, typer.Option(help="Training seeds, as 0,1,2, put for {seed} in each folder.")] = None,
+    measure: Annotated[list[str] | None, typer.Option(help="pass@k or avg@n; repeat. Default: pass@1, pass@8.")] = None,
+    margin: Annotated[float, typer.Option(help="What counts as equal, as a fraction of 1.")] = 0.02,
+    out: Annotated[Path | None, typer.Option("--out", help="A .json file for all figures.")] = None,
+) -> None:
+    """Arms against a base: differences over seeds and problems, tests, equality, and what could have been seen."""
+    from .study.command import run_compare
+
+    run_compare(folders, seeds, measure or ["pass@1", "pass@8"], margin, out, console)
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="A study's .yaml file: arms, seeds, examination, claims.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write to; one that exists is resumed.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Runs at a time; default: one per GPU, else per core.")] = None,
+    runs: Annotated[Path | None, typer.Option(help="Folder of the runs, where several studies share some.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print runs, tokens, memory and time, and stop.")] = False,
+    mean_length: Annotated[
+        float, typer.Option(help="For --dry-run: a response's expected length, as a fraction of its limit.")
+    ] = 0.3,
+) -> None:
+    """Train and examine arms x seeds with everything else locked; table, plots, and a verdict per claim."""
+    if dry_run:
+        from .study.plan import print_plan
+
+        print_plan(file, console, mean_length)
+    else:
+        from .study.runner import run_study
+
+        run_study(file, out or Path("runs", "studies", file.stem), console, workers, runs)
 
 
 @app.command()

@@ -4,7 +4,7 @@ import difflib
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,6 +13,7 @@ from .config import TrainConfig
 from .errors import InputError
 from .settings import Settings
 
+Group = TypeVar("Group", bound=BaseModel)
 SHIPPED = resources.files("driftgate") / "recipes"
 
 
@@ -35,7 +36,7 @@ class About(Settings):
 
 def shipped_recipes() -> dict[str, About]:
     """Name -> what it says of itself, for every recipe in the package."""
-    return {name: About.model_validate(_parse(_text(name), name)["about"]) for name in recipe_names()}
+    return {name: About.model_validate(parse_yaml(_text(name), f"recipe {name}")["about"]) for name in recipe_names()}
 
 
 @cache
@@ -52,20 +53,31 @@ def load_recipe(name: str, overrides: list[str] | None = None, family: str | Non
     recipe extends the latter; so `repairs/iw_opd` runs with the settings of `qwen3/sampled_token_none`.
     Raises InputError for an unknown recipe, setting or value.
     """
-    values: dict[str, Any] = {}
-    for part in reversed(_chain(name, family)):
-        values = _merge(values, part)
+    values = load_values(name, family)
     for override in overrides or []:
         _apply(values, override)
     return check_config(values)
 
 
+def load_values(name: str, family: str | None = None) -> dict[str, Any]:
+    """The settings of a recipe with those that it extends, unchecked. See `load_recipe`."""
+    values: dict[str, Any] = {}
+    for part in reversed(_chain(name, family)):
+        values = merge(values, part)
+    return values
+
+
 def check_config(values: dict[str, Any]) -> TrainConfig:
     """Validate; each problem becomes a line that names the setting, its value and the mend."""
+    return checked(TrainConfig, values)
+
+
+def checked(model: type[Group], values: dict[str, Any]) -> Group:
+    """See `check_config`, for any group of settings."""
     try:
-        return TrainConfig.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise InputError("\n".join(_line(problem) for problem in error.errors())) from None
+        raise InputError("\n".join(_line(problem, model) for problem in error.errors())) from None
 
 
 def _chain(name: str, family: str | None) -> list[dict[str, Any]]:
@@ -77,7 +89,7 @@ def _chain(name: str, family: str | None) -> list[dict[str, Any]]:
         if wanted in names:
             raise InputError(f"recipe {wanted}: extends itself, by way of {' and '.join(names)}")
         names.append(wanted)
-        values = _parse(_text(_in_family(wanted, family)), wanted)
+        values = parse_yaml(_text(_in_family(wanted, family)), f"recipe {wanted}")
         values.pop("about", None)
         base = values.pop("extends", None)
         parts.append(values)
@@ -117,24 +129,25 @@ def _text(name: str) -> str:
     return (SHIPPED / f"{name}.yaml").read_text()
 
 
-def _parse(text: str, name: str) -> dict[str, Any]:
+def parse_yaml(text: str, name: str) -> dict[str, Any]:
+    """A mapping of settings. Raises InputError that begins with `name`."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"recipe {name}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise InputError(f"recipe {name}: must be a mapping of settings, is {type(values).__name__}")
+        raise InputError(f"{name}: must be a mapping of settings, is {type(values).__name__}")
     return values
 
 
-def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """`change` over `base`; a group of another kind replaces the group whole, as its settings are others."""
     if change.get("kind", base.get("kind")) != base.get("kind"):
         return change
     merged = dict(base)
     for key, value in change.items():
         both_maps = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merge(base[key], value) if both_maps else value
+        merged[key] = merge(base[key], value) if both_maps else value
     return merged
 
 
@@ -157,11 +170,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _line(problem: Any) -> str:
+def _line(problem: Any, model: type[BaseModel]) -> str:
     """One pydantic problem as `setting = value: what is wrong; mend`."""
     path = ".".join(_without_tags(problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path, setting_names(), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(path, setting_names(model), n=1, cutoff=0.5)
         return f"{path}: unknown setting; " + (f"did you mean {near[0]}?" if near else "see docs/configuration.md")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "union_tag_not_found":

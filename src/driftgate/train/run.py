@@ -13,6 +13,7 @@ from rich.console import Console
 from ..config import TrainConfig
 from ..data.prompts import Prompt
 from ..errors import InputError, RunError
+from ..evaluate.identity import fingerprint
 from . import setup
 from .loop import train
 from .stop import Stopped, StopSignal
@@ -30,12 +31,17 @@ def run(config: TrainConfig, out: Path, console: Console, tell: Callable[[int], 
     begun = setup.lock(out) if out.is_dir() else None  # a new folder is made only once the input is checked
     config = setup.resolved_config(config, out)
     parts = setup.set_up(config, out)
-    problems = fingerprint(parts.prompts)
+    problems = fingerprint_of_problems(parts.prompts)
     check_same_problems(out / "environment.json", problems)
     with begun or setup.lock(out):
         write_config(out / "config.yaml", config)
         code = {"code_sha256": hashlib.sha256(Path(config.code).read_bytes()).hexdigest()} if config.code else {}
-        write_environment(out / "environment.json", began_at=parts.position.name, problems_sha256=problems, **code)
+        models = {
+            "student_sha256": fingerprint(parts.policy, parts.tokenizer),
+            "teacher_sha256": fingerprint(parts.targets["teacher"].policy, parts.tokenizer),
+        }
+        environment = {"began_at": parts.position.name, "problems_sha256": problems, **models, **code}
+        write_environment(out / "environment.json", **environment)
         if parts.position.step or parts.position.update:
             console.print(f"resuming {out} at {parts.position.name}", highlight=False)
         with (
@@ -57,7 +63,7 @@ def run(config: TrainConfig, out: Path, console: Console, tell: Callable[[int], 
     console.print(f"{config.steps} steps done; model in {final_model(out)}", highlight=False)
 
 
-def fingerprint(prompts: Sequence[Prompt]) -> str:
+def fingerprint_of_problems(prompts: Sequence[Prompt]) -> str:
     """sha256 of the problems as parsed, whatever file they came from."""
     digest = hashlib.sha256()
     for prompt in prompts:

@@ -1,0 +1,1 @@
+"""Comparing arms over training seeds and problems: scores, intervals, tests, verdicts."""

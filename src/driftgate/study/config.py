@@ -1,0 +1,173 @@
+"""Settings of a study: arms that differ in what is under test and in nothing else, each trained with every seed."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
+
+from ..config import TrainConfig
+from ..errors import InputError
+from ..evaluate.evaluate import EvalSettings
+from ..recipe import check_config, checked, load_values, merge, parse_yaml
+from ..settings import Settings
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+"""Of a folder."""
+Tree = dict[str, Any]
+"""Settings of a run as in a recipe: groups in groups."""
+
+
+class Arm(Settings):
+    """One way of training."""
+
+    recipe: str
+    """A shipped recipe, or a .yaml file."""
+    what: str = ""
+    """One line for the report."""
+    settings: Tree = Field(default={})
+    """Changes to the recipe, written as in a recipe."""
+    against: str | None = None
+    """The arm that it is compared with; null for the study's `base`, or for nothing if others are compared with it."""
+
+
+class Claim(Settings):
+    """A sentence that the study is to judge."""
+
+    text: str
+    arm: str
+    measure: str = "pass@1"
+    says: Literal["better", "equal"] = "better"
+    """`better`: the arm scores higher. `equal`: the two differ by less than the margin."""
+
+
+class Exam(Settings):
+    """How every trained model is examined."""
+
+    benchmarks: tuple[str, ...]
+    """Names or .jsonl files, see docs/evaluation.md."""
+    samples: PositiveInt = 8
+    """Answers to each problem."""
+    temperature: float = 1.0
+    top_p: float = 0.9
+    max_new_tokens: PositiveInt | None = None
+    """null: 16,384, or what the context leaves."""
+    limit: PositiveInt | None = None
+    """Only the first so many problems of each benchmark."""
+    seed: int = 0
+    """Of the answers' draws; the same for all models."""
+    references: bool = True
+    """Examine the untrained student and the teacher too."""
+
+    def settings(self, config: TrainConfig) -> EvalSettings:
+        """For a model trained by `config`, which is shown problems as it was trained to see them."""
+        shown, stop_ids = config.prompts, config.rollout.stop_ids
+        return EvalSettings(
+            **self.model_dump(exclude={"references"}),
+            template=shown.template,
+            chat=shown.chat,
+            system=shown.system,
+            stop_ids=stop_ids,
+        )
+
+
+def _unique(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError("give each seed once, and at least one")
+    return seeds
+
+
+class Study(Settings):
+    """Arms x seeds."""
+
+    what: str = ""
+    """What is asked, for the report."""
+    family: str | None = None
+    """As `driftgate train --family`: models, prompts and sizes of another family's recipes."""
+    common: Tree = Field(default={})
+    """Settings of all arms, over those of their recipes."""
+    varies: tuple[str, ...]
+    """The settings or groups in which arms may differ (`gate`, `weights`, `optimizer.lr`); all others are checked to
+    be the same."""
+    arms: dict[Name, Arm]
+    base: str
+    """The arm that others are compared with."""
+    seeds: Annotated[tuple[int, ...], AfterValidator(_unique)]
+    """Training seeds; each arm is trained with each."""
+    exam: Exam
+    measures: tuple[str, ...] = ("pass@1", "pass@8")
+    """What arms are compared in."""
+    margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Difference that would not matter, as a fraction of 1: the equivalence test's."""
+    claims: tuple[Claim, ...] = ()
+
+    @model_validator(mode="after")
+    def _names(self) -> "Study":
+        for where, name in self._named():
+            if name not in self.arms:
+                raise ValueError(f"{where} = {name}: there is no such arm; there are {', '.join(self.arms)}")
+        for claim in self.claims:
+            if claim.measure not in self.measures:
+                raise ValueError(f"claim on {claim.arm}: {claim.measure} is not among measures; add it there")
+            if claim.arm == self.against(claim.arm):
+                raise ValueError(f"claim on {claim.arm}: it is what the others are compared with; name another arm")
+        return self
+
+    def _named(self) -> list[tuple[str, str]]:
+        arms = [(f"arms.{name}.against", arm.against) for name, arm in self.arms.items()]
+        claims = [("claims.arm", claim.arm) for claim in self.claims]
+        return [(where, name) for where, name in [("base", self.base), *arms, *claims] if name is not None]
+
+    def against(self, arm: str) -> str:
+        """The arm that `arm` is compared with; itself for one that only others are compared with."""
+        bases = {self.base, *(each.against for each in self.arms.values())}
+        return self.arms[arm].against or (arm if arm in bases else self.base)
+
+
+def load_study(path: Path) -> Study:
+    """Raises InputError for a file that is missing or wrong."""
+    if not path.is_file():
+        raise InputError(f"study {path}: there is no such file")
+    return checked(Study, parse_yaml(path.read_text(encoding="utf-8"), f"study {path}"))
+
+
+def arm_configs(study: Study) -> dict[str, TrainConfig]:
+    """Every arm's configuration, with the first seed. Raises InputError for a wrong setting, naming the arm, and where
+    arms differ in what is not under test."""
+    configs = {}
+    for name, arm in study.arms.items():
+        values = load_values(arm.recipe, study.family)
+        for change in (study.common, arm.settings, {"seed": study.seeds[0]}):
+            values = merge(values, change)
+        try:
+            configs[name] = check_config(values)
+        except InputError as error:
+            raise InputError(f"arm {name}: {error}") from None
+    for name, config in configs.items():
+        _refuse_other_differences(study, name, flat(config), flat(configs[study.base]))
+    return configs
+
+
+def flat(config: TrainConfig) -> dict[str, Any]:
+    """Dotted setting -> value, groups laid open; an empty group is a value."""
+
+    def walk(values: Tree, prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            found |= walk(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+        return found
+
+    return walk(config.model_dump(mode="json"), "")
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Settings, as of `flat`, that are not the same in both."""
+    return [key for key in dict.fromkeys([*one, *other]) if one.get(key, ...) != other.get(key, ...)]
+
+
+def _refuse_other_differences(study: Study, arm: str, one: dict[str, Any], base: dict[str, Any]) -> None:
+    for key in differing(one, base):
+        if not any(key == group or key.startswith(f"{group}.") for group in study.varies):
+            raise InputError(
+                f"arm {arm}: {key} = {one.get(key)} but {base.get(key)} in {study.base}, which is not under test; "
+                f"set it alike (in `common`), or add it to `varies`"
+            )

@@ -1,0 +1,42 @@
+"""`driftgate study FILE --dry-run`: what the study would take, before anything is started."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from ..config import TrainConfig
+from ..data.benchmarks import EMBEDDED_SIZE, PUBLISHED, benchmark_name, load_benchmark
+from ..evaluate.evaluate import LONGEST
+from ..sandbox.tasks import BENCHMARKS
+from .config import Exam, Study, arm_configs, load_study
+from .estimate import Estimate, estimate, estimate_table
+
+
+def print_plan(path: Path, console: Console, mean_length: float) -> None:
+    """Runs, tokens, memory, time and assumptions. mean_length: of a response, as a fraction of its limit.
+
+    Raises InputError for a wrong study, as a run would.
+    """
+    study = load_study(path)
+    configs = arm_configs(study)
+    estimates = {name: _estimate(study, config, mean_length) for name, config in configs.items()}
+    runs = len(study.arms) * len(study.seeds)
+    console.print(f"{path}: {len(study.arms)} arms x {len(study.seeds)} seeds = {runs} runs", highlight=False)
+    console.print(estimate_table(estimates, len(study.seeds)))
+
+
+def _estimate(study: Study, config: TrainConfig, mean_length: float) -> Estimate:
+    limit = study.exam.max_new_tokens or LONGEST
+    return estimate(config, problems_of(study.exam), study.exam.samples, limit, mean_length)
+
+
+def problems_of(exam: Exam) -> int:
+    """Problems of an examination; of published benchmarks by their pins, so that nothing is fetched."""
+    return sum(min(_size(name), exam.limit or 10**9) for name in exam.benchmarks)
+
+
+def _size(name: str) -> int:
+    if name in BENCHMARKS:
+        return EMBEDDED_SIZE
+    published = PUBLISHED.get(benchmark_name(name))
+    return published.problems if published else len(load_benchmark(name))

@@ -1,0 +1,202 @@
+"""`driftgate study`: every arm with every seed, trained and examined in parallel processes; then the report.
+
+What is in the folder is taken up: runs and examinations resume, finished ones are read. A run that fails is noted and
+tried again the next time; the others go on.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..config import TrainConfig
+from ..errors import InputError, RunError
+from ..evaluate.evaluate import EvalSettings, check_settings, evaluate, load_examinee, responses_of
+from ..train.run import run
+from ..train.setup import lock, resolved_config
+from ..workers import Workers
+from .config import Study, arm_configs, load_study
+from .report import write_report
+from .runs import REFERENCES, reference_folder, run_folder
+from .summary import summarise
+
+Tell = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, or one reference model's examination, and where it is kept."""
+
+    name: str
+    folder: Path
+    exam: EvalSettings
+    config: TrainConfig
+    trained: bool = True
+    """False for a reference: its model is the configuration's student or teacher, named by `model`."""
+    model: str = ""
+
+    @property
+    def work(self) -> int:
+        """Roughly what it costs, in responses written or gone over by the optimiser."""
+        return (self.config.steps * self.per_step if self.trained else 0) + responses_of(self.exam)
+
+    @property
+    def per_step(self) -> int:
+        return self.config.prompts.per_step * self.config.rollout.samples * (1 + self.config.passes)
+
+
+def run_study(path: Path, out: Path, console: Console, workers: int | None, runs: Path | None = None) -> None:
+    """Do what is left of a study in `out`, then write summary.json and the report there.
+
+    workers: runs at a time; null for one per GPU, else one per processor core. runs: the folder of the runs, where
+    several studies share some. Raises InputError before any compute; RunError at the end if runs failed.
+    """
+    study = load_study(path)
+    configs = arm_configs(study)
+    runs = runs or out / "runs"
+    jobs = list(jobs_of(study, configs, runs))
+    check(jobs)
+    out.mkdir(parents=True, exist_ok=True)
+    with lock(out):
+        failed = do(jobs, console, workers or torch.cuda.device_count() or os.cpu_count() or 1, out)
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        summary = summarise(path.stem, study, configs, runs, command, seconds_spent(out))
+        (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        write_report(summary, out)
+    for claim in summary["claims"]:
+        console.print(f"{claim['verdict']}: {claim['text']} ({claim['why']})", highlight=False, soft_wrap=True)
+    console.print(f"report in {out / 'report.html'} and {out / 'report.md'}", highlight=False)
+    if failed:
+        raise RunError(f"{len(failed)} runs failed: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
+
+
+def jobs_of(study: Study, configs: dict[str, TrainConfig], runs: Path) -> Iterator[Job]:
+    """All runs, seed after seed so that arms stay level, and the models they begin from."""
+    base = configs[study.base]
+    for seed in study.seeds:
+        for arm, config in configs.items():
+            threads = 1 if config.threads is None else config.threads
+            own = config.model_copy(update={"seed": seed, "threads": threads})
+            yield Job(f"{arm}, seed {seed}", run_folder(runs, arm, seed), study.exam.settings(own), own)
+    if study.exam.references:
+        for name, model in zip(REFERENCES, (base.student.path, base.teacher.path)):
+            yield Job(name, reference_folder(runs, name), study.exam.settings(base), base, False, model)
+
+
+def check(jobs: Sequence[Job]) -> None:
+    """Raises InputError for examinations that cannot be and for folders that hold other runs."""
+    for exam in {job.exam for job in jobs}:
+        check_settings(exam)
+    for job in jobs:
+        if job.trained and (job.folder / "config.yaml").is_file():
+            resolved_config(job.config, job.folder)
+        if is_done(job) and _done(job)["exam"] != _as_json(job.exam):
+            raise InputError(f"{job.folder}: was examined otherwise; choose another --out, or remove its eval folder")
+
+
+def do(jobs: Sequence[Job], console: Console, workers: int, out: Path) -> dict[str, str]:
+    """All jobs. Returns what failed and why. Prints a line as each ends."""
+    left = [job for job in jobs if not is_done(job)]
+    console.print(f"{len(jobs) - len(left)} of {len(jobs)} runs and examinations are there already", highlight=False)
+    if not left:
+        return {}
+    total, done, began, failed = sum(job.work for job in left), 0, time.perf_counter(), {}
+    finished: list[str] = []
+
+    def tell_end(job: Job, future: Future[str | None]) -> None:
+        if future.cancelled() or future.exception() is not None:
+            return
+        error = future.result()
+        if error is not None:
+            failed[job.name] = error
+        finished.append(job.name)
+        elapsed = time.perf_counter() - began
+        remaining = elapsed * (total / done - 1) if done else 0.0
+        what = "done" if error is None else f"FAILED: {error}"
+        console.print(
+            f"[{len(finished)}/{len(left)}] {job.name}: {what}; about {remaining / 60:.0f} min left", highlight=False
+        )
+
+    with clock(out), Workers(console, min(workers, len(left))) as pool:
+        whole = pool.progress.add_task("study", total=total)
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            pool.progress.advance(whole, count)
+
+        for job in left:
+            future = pool.start(job.name, job.work, do_one, job)
+            future.add_done_callback(lambda future, job=job: tell_end(job, future))
+        pool.wait(advance)
+    return failed
+
+
+def do_one(job: Job, tell: Tell) -> str | None:
+    """In a worker process: train, then examine. Returns what went wrong in the run, if anything did."""
+    (job.folder / "failed.json").unlink(missing_ok=True)
+    try:
+        if job.trained:
+            with costed(job.folder, "train"):
+                run(job.config, job.folder, Console(quiet=True), lambda steps: tell(steps * job.per_step))
+        with costed(job.folder, "exam"):
+            how = job.config.teacher if job.model == job.config.teacher.path else job.config.student
+            model = load_examinee(job.model or str(job.folder), job.config.device, how.dtype, how.compute)
+            evaluate(model, job.exam, job.folder / "eval", tell)
+    except RunError as error:
+        (job.folder / "failed.json").write_text(json.dumps({"error": str(error)}) + "\n")
+        return str(error)
+    (job.folder / "done.json").write_text(json.dumps({"steps": job.config.steps, "exam": _as_json(job.exam)}) + "\n")
+    return None
+
+
+def is_done(job: Job) -> bool:
+    return _done(job).get("steps") == job.config.steps
+
+
+def _done(job: Job) -> dict[str, Any]:
+    path = job.folder / "done.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _as_json(exam: EvalSettings) -> Any:
+    return json.loads(json.dumps(asdict(exam)))
+
+
+@contextmanager
+def costed(folder: Path, what: str) -> Iterator[None]:
+    """Appends a line to cost.jsonl: the processor's and the wall's seconds that the block took, however it ends."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+        yield
+    finally:
+        folder.mkdir(parents=True, exist_ok=True)
+        spent = {"what": what, "seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+        with (folder / "cost.jsonl").open("a") as file:
+            file.write(json.dumps(spent) + "\n")
+
+
+@contextmanager
+def clock(out: Path) -> Iterator[None]:
+    """Appends the wall's seconds that a session took."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        with (out / "sessions.jsonl").open("a") as file:
+            file.write(json.dumps({"seconds": time.perf_counter() - began}) + "\n")
+
+
+def seconds_spent(out: Path) -> float:
+    """Over all sessions."""
+    path = out / "sessions.jsonl"
+    return sum(json.loads(line)["seconds"] for line in path.read_text().splitlines()) if path.is_file() else 0.0

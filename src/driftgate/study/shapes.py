@@ -1,0 +1,128 @@
+"""Sizes of a model, from its configuration or, where that is not on this machine, from its name."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoConfig
+
+from ..errors import InputError
+from ..models.sources import SMOL, resolve
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A dense decoder with gated feed-forward layers (Llama, Qwen2, Qwen3)."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    """Whether input and output embedding are one."""
+    qk_norm: bool = True
+    """Whether queries and keys are normalised (Qwen3)."""
+    source: str = ""
+    """Where these numbers are from."""
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of one embedding."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def matrices(self) -> int:
+        """Parameters of the body's matrix products: each costs a multiplication and an addition a position."""
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+    @property
+    def parameters(self) -> int:
+        norms = self.layers * (2 * self.hidden + 2 * self.head_dim * self.qk_norm) + self.hidden
+        return self.embedding * (1 if self.tied else 2) + self.matrices + norms
+
+    @property
+    def read_per_step(self) -> int:
+        """Parameters that a decoding step reads: all but an input embedding of its own."""
+        return self.matrices + self.embedding
+
+    def kv_bytes(self, width: int) -> int:
+        """Bytes of the cache a position: keys and values, `width` bytes a number."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * width
+
+    def forward_flops(self, length: float) -> float:
+        """Operations of the body's forward a position, in sequences of `length` positions: products with the weights,
+        and attention over half the sequence on average."""
+        return 2 * self.matrices + 2 * self.layers * self.heads * self.head_dim * length
+
+    @property
+    def head_flops(self) -> int:
+        """Operations of one product with the vocabulary a position."""
+        return 2 * self.embedding
+
+
+def _qwen3(layers: int, hidden: int, intermediate: int, heads: int, tied: bool) -> Shape:
+    source = "from its name; sizes of the published config.json"
+    return Shape(layers, hidden, intermediate, heads, 8, 128, 151_936, tied, source=source)
+
+
+KNOWN = {
+    "Qwen3-0.6B": _qwen3(28, 1024, 3072, 16, True),
+    "Qwen3-1.7B": _qwen3(28, 2048, 6144, 16, True),
+    "Qwen3-4B": _qwen3(36, 2560, 9728, 32, True),
+    "Qwen3-8B": _qwen3(36, 4096, 12288, 32, False),
+    "SmolLM2-135M": Shape(
+        30, 576, 1536, 9, 3, 64, 49_152, True, False, "from its name; sizes of the published config.json"
+    ),
+}
+"""By the beginning of a model's name; versions of a model (-Base, -Instruct, your own) share their sizes."""
+
+
+def shape_of(path: str, role: str) -> Shape:
+    """Sizes of the model that `ROLE.path` names, without a look at its weights and without the network.
+
+    Raises InputError where neither a configuration nor the name tells, or for a model that is no dense decoder.
+    """
+    known = _by_name(path)
+    if path == SMOL and known is not None:  # resolving it would unpack it
+        return known
+    where = resolve(path, role)
+    try:
+        config = AutoConfig.from_pretrained(where, local_files_only=True)
+    except (OSError, ValueError):
+        if known is None:
+            raise InputError(
+                f"{role}.path = {path!r}: no config.json of it is on this machine and its name is not known "
+                f"({', '.join(KNOWN)}), so nothing can be estimated; give a local folder"
+            ) from None
+        return known
+    return _of_config(config, path, role)
+
+
+def _by_name(path: str) -> Shape | None:
+    name = path.rstrip("/").split("/")[-1]
+    return next((shape for start, shape in KNOWN.items() if re.match(rf"{re.escape(start)}(?![\w.])", name)), None)
+
+
+def _of_config(config: Any, path: str, role: str) -> Shape:
+    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        raise InputError(f"{role}.path = {path!r}: mixtures of experts cannot be estimated; leave the estimate out")
+    try:
+        heads = config.num_attention_heads
+        return Shape(
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.intermediate_size,
+            heads,
+            getattr(config, "num_key_value_heads", None) or heads,
+            getattr(config, "head_dim", None) or config.hidden_size // heads,
+            config.vocab_size,
+            config.tie_word_embeddings,
+            config.model_type == "qwen3",
+            "its config.json",
+        )
+    except AttributeError as error:
+        raise InputError(f"{role}.path = {path!r}: {error}, so nothing can be estimated; leave it out") from None

@@ -1,0 +1,71 @@
+"""What a comparison says of a claim."""
+
+from typing import Literal
+
+from .compare import Comparison
+from .statistics import LEVEL
+
+Verdict = Literal["supported", "refuted", "equivalent", "undetermined"]
+
+
+def verdict(comparison: Comparison, p_holm: float | None, claim: Literal["better", "equal"]) -> tuple[Verdict, str]:
+    """Of "the arm is better than its base", or "the arm is equal to it within the margin", and why in a sentence.
+
+    `p_holm` is the p of no difference adjusted for all that is claimed together, usually comparison.p_holm.
+    Better: supported or refuted by the sign where p_holm is below 0.05; else equivalent where that is shown.
+    Equal: supported where equivalence is shown; refuted where p_holm is below 0.05 and the whole interval lies
+    outside the margin. Else undetermined, and so is anything from a single training seed.
+    """
+    c = comparison
+    if p_holm is None or c.p_equivalence is None:
+        return "undetermined", _no_error_known(c)
+    significant, equivalent = p_holm < LEVEL, c.p_equivalence < LEVEL
+    outside = c.low > c.margin or c.high < -c.margin
+    word: Verdict = "undetermined"
+    if claim == "better":
+        if significant:
+            word = "supported" if c.difference > 0 else "refuted"
+        elif equivalent:
+            word = "equivalent"
+    elif equivalent:
+        word = "supported"
+    elif significant and outside:
+        word = "refuted"
+    return word, _reason(c, p_holm, significant, equivalent)
+
+
+def points(fraction: float, sign: str = "+") -> str:
+    """A fraction of 1 in percentage points."""
+    return f"{100 * fraction:{sign}.1f}"
+
+
+def with_interval(c: Comparison) -> str:
+    return f"{points(c.difference)} [{points(c.low)}, {points(c.high)}]"
+
+
+def p_text(p: float | None) -> str:
+    """A p as it is printed; no digits that nobody needs."""
+    return "-" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def _no_error_known(c: Comparison) -> str:
+    if len(c.per_seed) == 1:
+        return (
+            f"{with_interval(c)} points over problems only: one training seed says nothing of training again, so there "
+            "is no verdict; train at least 3 seeds."
+        )
+    return f"{with_interval(c)} points; seeds and problems show no variation to judge by, so there is no verdict."
+
+
+def _reason(c: Comparison, p_holm: float, significant: bool, equivalent: bool) -> str:
+    seeds, margin = len(c.per_seed), points(c.margin, "")
+    text = f"{with_interval(c)} points over {seeds} seeds, Holm p {p_text(p_holm)}"
+    inside = f"within {margin} points either way (equivalence p {p_text(c.p_equivalence)})"
+    if significant:
+        return f"{text}: a difference" + (f", and yet one {inside}." if equivalent else ".")
+    if equivalent:
+        return f"{text}: {inside}."
+    return (
+        f"{text}: neither a difference nor equality within {margin} points is shown; to be found in four of "
+        f"five such studies, a true difference would have to be about {points(c.detectable or 0.0, '')} points."
+    )

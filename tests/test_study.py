@@ -1,0 +1,214 @@
+"""A study from end to end on tiny models, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from driftgate.errors import InputError, RunError
+from driftgate.recipe import check_config
+from driftgate.study import runner
+from driftgate.study.config import arm_configs, load_study
+from driftgate.study.locked import locked
+from driftgate.study.runner import check, do_one, is_done, jobs_of, run_study
+from driftgate.study.runs import run_folder
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def study_file(settings, prompt_file, tmp_path):
+    """A study's file with changes: `study_file(seeds=[0])`."""
+    recipe = tmp_path / "tiny.yaml"
+    tiny = {"steps": 2, "minibatch": None, "gate": {"spans": "none"}, "checkpoint": {"every": 1}}
+    recipe.write_text(yaml.safe_dump(settings | tiny))
+
+    def write(**changes):
+        values = {
+            "common": {"diagnostics": {"every": 0}},
+            "varies": ["gate"],
+            "base": "none",
+            "arms": {
+                "none": {"recipe": str(recipe)},
+                "gated": {"recipe": str(recipe), "settings": {"gate": {"spans": "block", "size": 8, "tau": 50.0}}},
+            },
+            "seeds": [0, 1],
+            "exam": {"benchmarks": [str(prompt_file)], "samples": 2, "max_new_tokens": 8},
+            "measures": ["pass@1"],
+            "claims": [{"arm": "gated", "text": "gates help"}],
+        }
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(values | changes, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Jobs run here, one after the other, instead of in processes of their own."""
+
+    class Inline(runner.Workers):
+        def __init__(self, console, count=2):
+            super().__init__(console, 1)
+            self.pool.shutdown()
+            self.pool = self
+
+        def submit(self, work, *args):
+            future = runner.Future()
+            try:
+                future.set_result(work(*args))
+            except BaseException as error:
+                future.set_exception(error)
+            return future
+
+        def shutdown(self, **_):
+            return None
+
+    monkeypatch.setattr(runner, "Workers", Inline)
+
+
+def test_a_study_trains_examines_compares_and_reports(study_file, tmp_path):
+    """In processes of their own."""
+    out = tmp_path / "out"
+    console = Console(record=True, width=200)
+    run_study(study_file(), out, console, workers=2)
+    summary = json.loads((out / "summary.json").read_text())
+    assert [(r["arm"], r["seed"], r["status"]) for r in summary["runs"]] == [
+        (arm, seed, "done") for arm in ("none", "gated") for seed in (0, 1)
+    ]
+    assert all(entry["same"] for entry in summary["locked"])
+    assert summary["arms"]["gated"]["settings"]["gate.tau"] == 50.0
+    assert summary["gates"]["gated"]["2"]["ess"] < 1 == summary["gates"]["gated"]["1"]["ess"]
+    assert summary["gates"]["none"] == {}
+    assert summary["scores"].keys() == {"none", "gated", "student, before", "teacher"}
+    assert [c["arm"] for c in summary["comparisons"]] == ["gated"]
+    assert summary["claims"][0]["verdict"] in ("supported", "refuted", "equivalent", "undetermined")
+    assert all((out / name).is_file() for name in ("report.html", "report.md", "plots/learning.png"))
+    told = console.export_text()
+    assert "[6/6]" in told
+    assert "gates help" in told
+
+
+def test_a_finished_study_is_only_read(study_file, tmp_path, inline):
+    out = tmp_path / "out"
+    run_study(study_file(), out, QUIET, 1)
+    made = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()}
+    run_study(study_file(), out, QUIET, 1)
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+def test_a_study_that_was_cut_off_ends_as_if_it_had_not_been(study_file, tmp_path, inline, monkeypatch):
+    study = study_file()
+    run_study(study, tmp_path / "whole", QUIET, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study, tmp_path / "cut", QUIET, 1)
+    run_study(study, tmp_path / "cut", QUIET, 1)
+    one, other = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "cut"))
+    for key in ("scores", "comparisons", "claims", "locked", "curves", "gates", "drift"):
+        assert one[key] == other[key]
+
+
+def test_a_failed_run_is_named_and_decides_nothing_and_the_others_go_on(study_file, tmp_path, inline, monkeypatch):
+    original = runner.run
+
+    def failing(config, folder, *more):
+        if config.seed == 1 and config.gate.spans != "none":
+            raise RunError("the loss is nan")
+        original(config, folder, *more)
+
+    study = study_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "run", failing)
+        with pytest.raises(RunError, match=r"gated, seed 1: the loss is nan"):
+            run_study(study, tmp_path / "out", QUIET, 1)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [r["error"] for r in summary["runs"] if r["status"] == "failed"] == ["the loss is nan"]
+    assert summary["comparisons"] == []
+    assert summary["claims"][0]["verdict"] == "undetermined"
+    assert "failed" in summary["claims"][0]["why"]
+    assert "the loss is nan" in (tmp_path / "out" / "report.md").read_text()
+    run_study(study, tmp_path / "out", QUIET, 1)  # tried again, now it works
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["comparisons"]
+
+
+def test_arms_may_differ_only_in_what_is_under_test(study_file):
+    path = study_file()
+    values = yaml.safe_load(path.read_text())
+    values["arms"]["gated"]["settings"]["optimizer"] = {"lr": 0.5}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    with pytest.raises(InputError, match=r"arm gated: optimizer.lr = 0.5 but 0.01 in none"):
+        arm_configs(load_study(path))
+    path.write_text(yaml.safe_dump(values | {"varies": ["gate", "optimizer.lr"]}))
+    assert arm_configs(load_study(path))["gated"].optimizer.lr == 0.5
+
+
+def test_common_settings_are_those_of_every_arm(study_file):
+    configs = arm_configs(load_study(study_file(common={"objective": {"kind": "sampled_token"}, "steps": 9})))
+    assert {config.objective.kind for config in configs.values()} == {"sampled_token"}
+    assert {config.steps for config in configs.values()} == {9}
+    assert configs["gated"].gate.tau == 50.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"base": "nothing"}, r"base = nothing: there is no such arm; there are none, gated"),
+        ({"seeds": [1, 1]}, r"give each seed once"),
+        ({"claims": [{"arm": "gated", "text": "x", "measure": "pass@2"}]}, r"pass@2 is not among measures"),
+        ({"claims": [{"arm": "none", "text": "x"}]}, r"it is what the others are compared with"),
+        ({"common": {"steeps": 3}}, r"arm none: steeps: unknown setting; did you mean steps"),
+        ({"sedes": [1]}, r"sedes: unknown setting; did you mean seeds"),
+        ({"arms": {"a b": {"recipe": "x"}}}, r"arms"),
+    ],
+)
+def test_a_wrong_study_is_refused(study_file, changes, said):
+    with pytest.raises(InputError, match=said):
+        arm_configs(load_study(study_file(**changes)))
+
+
+def test_a_study_that_is_not_there_is_refused():
+    with pytest.raises(InputError, match=r"no such file"):
+        load_study(Path("nowhere.yaml"))
+
+
+def test_a_folder_that_holds_another_run_is_refused_before_anything_is_trained(study_file, config, tmp_path):
+    study = load_study(study_file())
+    configs = arm_configs(study)
+    folder = run_folder(tmp_path, "gated", 1)
+    folder.mkdir(parents=True)
+    other = config.model_copy(update={"threads": 1, "passes": 3})
+    (folder / "config.yaml").write_text(yaml.safe_dump(other.model_dump(mode="json")))
+    with pytest.raises(InputError, match=r"holds a run with other settings"):
+        check(list(jobs_of(study, configs, tmp_path)))
+
+
+def test_what_arms_do_not_share_is_told(study_file, tmp_path):
+    """Here the rollouts of one arm are made at another temperature."""
+    path = study_file(varies=["gate", "rollout.temperature"], seeds=[0])
+    values = yaml.safe_load(path.read_text())
+    values["arms"]["gated"]["settings"]["rollout"] = {"temperature": 0.7}
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    study = load_study(path)
+    configs = arm_configs(study)
+    jobs = [job for job in jobs_of(study, configs, tmp_path) if job.trained]
+    for job in jobs:
+        assert do_one(job, lambda count: None) is None
+        assert is_done(job)
+    entries = {e["what"]: e for e in locked(study, configs, {arm: [run_folder(tmp_path, arm, 0)] for arm in configs})}
+    assert entries["first rollout batch, token by token"]["differs"] == ["gated"]
+    assert not entries["first rollout batch, token by token"]["same"]
+    assert entries["prompts shown, in order"]["same"]
+    assert entries["student before training: weights, tokenizer"]["same"]
+
+
+def test_every_shipped_study_is_sound():
+    files = sorted((Path(__file__).parents[1] / "studies").glob("*.yaml"))
+    assert files
+    for file in files:
+        configs = arm_configs(load_study(file))
+        assert all(check_config(config.model_dump(mode="json")) for config in configs.values())
