@@ -71,14 +71,15 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
 def _cells(c: Comparison) -> list[str]:
     """One row: what is tested shows "-" where nothing can be."""
     cells = [c.measure, c.arm, with_interval(c), p_text(c.p), p_text(c.p_holm)]
-    if c.p_permutation is None or c.detectable is None or c.bootstrap_low is None or c.bootstrap_high is None:
+    if c.p_permutation is None or c.detectable is None:
         return [*cells, "-", "-", "-", "-"]
+    low, high = c.bootstrap_low, c.bootstrap_high
     return [
         *cells,
         f"{p_text(c.p_permutation)} ({p_text(c.least_p_permutation)})",
         p_text(c.p_equivalence),
         points(c.detectable, ""),
-        f"[{points(c.bootstrap_low)}, {points(c.bootstrap_high)}]",
+        "-" if low is None or high is None else f"[{points(low)}, {points(high)}]",
     ]
 
 

@@ -51,7 +51,7 @@ class Comparison:
     se: float | None = None
     df: float | None = None
     bootstrap_low: float | None = None
-    """95 % interval of the paired hierarchical bootstrap, corrected for few seeds; decides nothing."""
+    """95 % interval of the paired hierarchical bootstrap, corrected for few seeds, pass@1 only; decides nothing."""
     bootstrap_high: float | None = None
 
 
@@ -139,9 +139,14 @@ def _compare(arms: Mapping[str, Scores], arm: str, against: str, measure: str, m
     )
 
 
-def _bootstrap(arm: Scores, base: Scores, measure: str, mean: TwoWayMean, seed: int) -> tuple[float, float]:
+def _bootstrap(
+    arm: Scores, base: Scores, measure: str, mean: TwoWayMean, seed: int
+) -> tuple[float | None, float | None]:
+    """For pass@1 only: samples drawn again from few hold fewer different ones, which biases pass@k."""
     names = sorted(base.correct)
     ks = [samples_needed(measure, base.correct[name].shape[2], name) for name in names]
+    if max(ks) > 1:
+        return None, None
     draws = bootstrap_differences(
         [arm.correct[name] for name in names],
         [base.correct[name] for name in names],
