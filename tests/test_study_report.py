@@ -342,3 +342,20 @@ if __name__ == "__main__":  # to look at the pages: python tests/test_study_repo
         folder = Path(sys.argv[1]) / kind
         folder.mkdir(parents=True, exist_ok=True)
         write_report(made, folder)
+
+
+def test_scores_stand_against_costs_where_costs_differ():
+    summary = fake_summary(4)
+    assert study_plots.costs(summary) is None
+    for run in summary["runs"]:
+        run["cpu_seconds"] *= 1 + summary["seeds"].index(run["seed"]) / 10 + NAMES.index(run["arm"])
+    summary["passes"] = dict(zip(summary["arms"], (1, 2, 4, 8)))
+    figure = study_plots.costs(summary)
+    assert figure is not None
+    grid = np.array(figure.axes).reshape(2, 2)
+    dots = [line for line in grid[0, 1].lines if len(line.get_xdata()) == 1]
+    costs = [np.mean([r["cpu_seconds"] for r in summary["runs"] if r["arm"] == arm]) for arm in summary["arms"]]
+    assert [line.get_xdata()[0] for line in dots] == pytest.approx(costs)
+    assert [line.get_ydata()[0] for line in dots] == pytest.approx(
+        [100 * summary["scores"][arm]["pass@1"]["mean"]["mean"] for arm in summary["arms"]]
+    )

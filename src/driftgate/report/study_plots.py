@@ -123,6 +123,33 @@ def drift(summary: Mapping[str, Any]) -> Figure | None:
         return figure
 
 
+def costs(summary: Mapping[str, Any]) -> Figure | None:
+    """Each arm's scores against what its runs cost, in rollout tokens and in CPU-seconds of training, a row for each
+    measure; None where all arms cost about the same."""
+    measures = list(dict.fromkeys(row["measure"] for row in summary["comparisons"]))
+    known = {arm: cost for arm in summary["arms"] if arm in summary["scores"] and (cost := _cost(summary, arm))}
+    spread = [max(column) / max(min(column), 1e-9) for column in zip(*known.values())]
+    if not measures or not spread or max(spread) < 1.5:
+        return None
+    with plt.rc_context(LOOK):
+        figure, grid = plt.subplots(
+            len(measures), 2, sharex="col", sharey="row", squeeze=False, figsize=(WIDTH, 0.9 + 3.2 * len(measures))
+        )
+        figure.set_layout_engine("constrained")
+        for line, measure in zip(grid, measures):
+            line[0].set_ylabel(f"{measure}, %")
+            for axes, place in zip(line, (0, 1)):
+                _cost_panel(axes, summary, measure, {arm: cost[place] for arm, cost in known.items()})
+        for axes, what in zip(grid[-1], ("rollout tokens of a run, thousands", "CPU-seconds of a run's training")):
+            axes.set_xlabel(what)
+        numbers = sorted({summary["passes"][arm] for arm in known})
+        marks = [Line2D([], [], marker="o", ls="", color=_doubled(n), label=f"{n} passes") for n in numbers]
+        shapes = (("o", "no weights"), ("s", "weights"))
+        marks += [Line2D([], [], marker=m, ls="", color=GREY, mfc="white", label=text) for m, text in shapes]
+        figure.legend(handles=marks, loc="outside upper center", ncols=len(marks))
+        return figure
+
+
 def base_of(summary: Mapping[str, Any]) -> str | None:
     """The arm that most comparisons are with."""
     against = [row["against"] for row in summary["comparisons"]]
@@ -147,6 +174,30 @@ def save_png(figure: Figure, path: Path) -> None:
     with plt.rc_context(LOOK):
         figure.savefig(path, dpi=150, facecolor="white")
     figure.set_layout_engine("none")
+
+
+def _cost(summary: Mapping[str, Any], arm: str) -> tuple[float, float] | None:
+    """Thousands of rollout tokens and CPU-seconds of a run, on average."""
+    runs = [run for run in summary["runs"] if run["arm"] == arm and run["status"] == "done"]
+    if not runs:
+        return None
+    return tuple(
+        float(np.mean([run[key] for run in runs])) / by for key, by in (("rollout_tokens", 1e3), ("cpu_seconds", 1))
+    )  # type: ignore[return-value]
+
+
+def _cost_panel(axes: Axes, summary: Mapping[str, Any], measure: str, costs: Mapping[str, float]) -> None:
+    for arm, cost in costs.items():
+        score, colour = summary["scores"][arm][measure]["mean"], _doubled(summary["passes"][arm])
+        shape, face = ("s", "white") if summary["gates"].get(arm) else ("o", colour)
+        axes.plot([cost, cost], [100 * score["low"], 100 * score["high"]], color=colour, linewidth=1, alpha=0.6)
+        axes.plot(cost, 100 * score["mean"], shape, color=colour, markerfacecolor=face, markersize=6)
+    axes.set_xlim(left=0)
+
+
+def _doubled(passes: int) -> str:
+    """A colour for each doubling of the passes."""
+    return PASSES[min(max(passes, 1).bit_length() - 1, len(PASSES) - 1)]
 
 
 def _forest(axes: Axes, rows: Sequence[Row], pairs: Sequence[tuple[str, str]]) -> None:

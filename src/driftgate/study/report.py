@@ -36,6 +36,7 @@ NONE = "–"
 """Stands for a number that is not there."""
 PLOTS = {
     "effects": study_plots.effects,
+    "costs": study_plots.costs,
     "learning": study_plots.learning,
     "gates": study_plots.gates,
     "drift": study_plots.drift,
@@ -235,6 +236,8 @@ def _captions(summary: Mapping[str, Any]) -> dict[str, str]:
         "effects": f"Difference of each arm to the one that it is compared with; lines are 95 % intervals over {over}. "
         f"A filled square has a Holm-adjusted p below {level}, a hollow one has not. Small dots: single seeds. Grey "
         f"ticks: the smallest effect that the study would mostly detect. Shaded: the equivalence margin.",
+        "costs": "What an arm scores against what a run of it cost: rollout tokens, and CPU time for training. "
+        f"Lines are 95 % intervals over {over}, of scores, not of differences.",
         "learning": f"Share of rollouts right on each step's prompts, as a running mean over {steps} steps. Line: mean "
         f"over {seeds}.{band} Runs that failed are left out.",
         "gates": "Weights of the tokens by pass, scaled to mean 1, averaged over updates and seeds. Box: quartiles, "
