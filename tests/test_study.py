@@ -1,21 +1,25 @@
 """A study from end to end on tiny models, and what it refuses."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from rich.console import Console
 
+from driftgate import cli
 from driftgate.errors import InputError, RunError
 from driftgate.recipe import check_config
 from driftgate.study import runner
-from driftgate.study.config import arm_configs, load_study
+from driftgate.study.config import Exam, arm_configs, load_study
 from driftgate.study.locked import locked
+from driftgate.study.plan import problems_of
 from driftgate.study.runner import check, do_one, is_done, jobs_of, run_study
 from driftgate.study.runs import run_folder
 
 QUIET = Console(quiet=True)
+STUDIES = Path(__file__).parents[1] / "studies"
 
 
 @pytest.fixture
@@ -206,8 +210,29 @@ def test_what_arms_do_not_share_is_told(study_file, tmp_path):
     assert entries["student before training: weights, tokenizer"]["same"]
 
 
+def test_a_dry_run_says_what_the_paper_s_table_would_take_and_starts_nothing(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    words = ["study", str(STUDIES / "qwen3_six_variants.yaml"), "--dry-run", "--mean-length", "0.5"]
+    monkeypatch.setattr(sys, "argv", ["driftgate", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    told = capsys.readouterr().out
+    assert "6 arms x 5 seeds = 30 runs" in told
+    # 200 steps x 32 responses x 8,192 tokens x 5 seeds
+    assert "262.14" in told
+    assert all(gpu in told for gpu in ("H100", "H200", "A100"))
+    assert "fraction of max_new_tokens: 0.5" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_counts_published_problems_without_fetching_them():
+    exam = Exam(benchmarks=("math500", "aime24", "lock16"), limit=40)
+    assert problems_of(exam) == 40 + 30 + 40
+
+
 def test_every_shipped_study_is_sound():
-    files = sorted((Path(__file__).parents[1] / "studies").glob("*.yaml"))
+    files = sorted(STUDIES.glob("*.yaml"))
     assert files
     for file in files:
         configs = arm_configs(load_study(file))
