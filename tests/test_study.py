@@ -60,7 +60,7 @@ def inline(monkeypatch):
             self.pool.shutdown()
             self.pool = self
 
-        def submit(self, work, *args):
+        def submit(self, guard, work, *args):
             future = runner.Future()
             try:
                 future.set_result(work(*args))

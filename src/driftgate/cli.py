@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +22,16 @@ if not console.is_terminal:
     console.width = 140  # tables in a log need not fit a screen
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Around what Ctrl-C or SIGTERM may cut off without loss."""
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped):
+        console.print(f"stopped; what is done is in {out}, and the same command goes on", highlight=False)
+        raise Stopped from None
 
 
 @app.command()
@@ -73,11 +85,8 @@ def evaluate(
     settings = EvalSettings(
         tuple(benchmark), samples, temperature, top_p, max_new_tokens, limit, seed, batch, template, chat
     )
-    try:
+    with resumable(out):
         run_eval(model, settings, out, console, device, dtype)
-    except KeyboardInterrupt:
-        console.print(f"stopped; what is sampled is in {out}, and the same command goes on", highlight=False)
-        raise Stopped from None
 
 
 @app.command()
@@ -89,7 +98,8 @@ def demo(
     """Train the embedded pair without and with Block64 gates, compare, and write a report; minutes on two cores."""
     from .sandbox.demo import run_demo
 
-    run_demo(out, console, steps, seed)
+    with resumable(out):
+        run_demo(out, console, steps, seed)
 
 
 @app.command()
@@ -125,7 +135,9 @@ def study(
     else:
         from .study.runner import run_study
 
-        run_study(file, out or Path("runs", "studies", file.stem), console, workers, runs)
+        folder = out or Path("runs", "studies", file.stem)
+        with resumable(folder):
+            run_study(file, folder, console, workers, runs)
 
 
 @app.command()

@@ -3,27 +3,35 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from queue import Empty
+from types import FrameType
 from typing import Any
 
 import torch
 from rich.console import Console
 
 from .progress import bars
+from .train.stop import Stopped
 
 
 class Workers:
     """So many processes; on a CPU of one thread each, on GPUs of one GPU each.
 
-    A job is handed the GPU that its process was given for good; with fewer GPUs than processes they share.
+    A job is handed the GPU that its process was given for good; with fewer GPUs than processes they share. Ctrl-C
+    reaches the jobs by itself, SIGTERM is passed on to them; both end the wait with KeyboardInterrupt.
     """
+
+    SHOWN = 6
+    """Jobs whose bars stay in sight when they are done; of more, only those that run."""
 
     def __init__(self, console: Console, count: int = 2):
         context = multiprocessing.get_context("spawn")
         self.manager = context.Manager()
+        self.others = set(multiprocessing.active_children())
         self.told = self.manager.Queue()
         places = self.manager.Queue()
         for place in range(count):
@@ -33,10 +41,12 @@ class Workers:
         self.progress = bars(console)
 
     def __enter__(self) -> "Workers":
+        self.previous = signal.signal(signal.SIGTERM, self._terminate)
         self.progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self.previous)
         self.pool.shutdown(cancel_futures=True)
         self.manager.shutdown()
         self.progress.stop()
@@ -44,7 +54,7 @@ class Workers:
     def start(self, name: str, total: int, work: Callable[..., Any], *args: object) -> Future[Any]:
         """work(*args, tell) in a process of its own; `tell(n)` moves its bar on."""
         bar = self.progress.add_task(name, total=total, visible=False)
-        job = self.pool.submit(work, *args, _Teller(self.told, bar))
+        job = self.pool.submit(_unless_stopped, work, *args, _Teller(self.told, bar))
         self.jobs.append(job)
         return job
 
@@ -61,8 +71,10 @@ class Workers:
         for job in self.jobs:
             job.result()
 
-    SHOWN = 6
-    """Jobs whose bars stay in sight when they are done; of more, only those that run."""
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        for worker in set(multiprocessing.active_children()) - self.others:
+            worker.terminate()
+        raise KeyboardInterrupt
 
 
 def _begin(places: Any) -> None:
@@ -73,6 +85,21 @@ def _begin(places: Any) -> None:
     if known:
         os.environ["CUDA_VISIBLE_DEVICES"] = known[place % len(known)]
     torch.set_num_threads(1)
+
+
+_stopped = False
+
+
+def _unless_stopped(work: Callable[..., Any], *args: object) -> Any:
+    """In a worker process that has been stopped, the jobs that are already on their way to it do not begin."""
+    global _stopped
+    if _stopped:
+        raise Stopped
+    try:
+        return work(*args)
+    except (Stopped, KeyboardInterrupt):
+        _stopped = True
+        raise
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+"""Jobs in processes, and being stopped among them."""
+
+import os
+import signal
+import time
+
+import pytest
+from rich.console import Console
+
+from driftgate.train.stop import Stopped, StopSignal
+from driftgate.workers import Workers
+
+
+def work(path, tell):
+    """Tells once that it runs, then goes on until it is asked to stop."""
+    with StopSignal() as stop:
+        path.touch()
+        tell(1)
+        for _ in range(600):
+            stop.check()
+            time.sleep(0.05)
+
+
+def test_sigterm_stops_the_jobs_that_run_and_begins_no_other(tmp_path):
+    paths = [tmp_path / str(number) for number in range(3)]
+    with pytest.raises(KeyboardInterrupt), Workers(Console(quiet=True), 1) as workers:
+        jobs = [workers.start(path.name, 1, work, path) for path in paths]
+        workers.wait(lambda count: os.kill(os.getpid(), signal.SIGTERM))
+    assert [path.exists() for path in paths] == [True, False, False]
+    assert isinstance(jobs[0].exception(), Stopped)
+
+
+def fail(tell):
+    raise ValueError("so it goes")
+
+
+def test_what_a_job_raises_reaches_the_one_who_waits():
+    with pytest.raises(ValueError, match="so it goes"), Workers(Console(quiet=True), 1) as workers:
+        workers.start("fails", 1, fail)
+        workers.wait()
