@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args, get_origin
 
 import benchmarks
+import findings
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -18,6 +19,7 @@ import driftgate
 from driftgate.config import TrainConfig
 from driftgate.method import signals as known
 from driftgate.recipe import groups_of, shipped_recipes
+from driftgate.study.config import Study
 
 HERE = Path(__file__).parent
 MADE = "<!-- Made by docs/generate.py; change the docstrings instead. -->\n\n"
@@ -33,7 +35,9 @@ def configuration() -> str:
         "one. The signals that a weight can look at are in [signals.md](signals.md), the shipped recipes in "
         "[recipes.md](recipes.md).\n"
     )
-    lines += ["| setting | default | meaning |", "|---|---|---|", *rows(TrainConfig, "")]
+    head = ["| setting | default | meaning |", "|---|---|---|"]
+    lines += [*head, *rows(TrainConfig, ""), "\n## Of a study\n", "See [studies.md](studies.md).\n"]
+    lines += [*head, *rows(Study, "")]
     return MADE + "\n".join(lines) + "\n"
 
 
@@ -76,6 +80,8 @@ def default(field: FieldInfo) -> str:
     if isinstance(value, BaseModel):
         kind = getattr(value, "kind", None)
         return f"`{kind}`" if kind else ""
+    if value == "":
+        return "empty"
     return "null" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
@@ -129,6 +135,7 @@ PAGES = {
     "signals.md": signals,
     "functions.md": functions,
     "benchmarks.md": benchmarks.page,
+    "findings.md": findings.page,
 }
 
 

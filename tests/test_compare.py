@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from driftgate import cli
 from driftgate.errors import InputError
 from driftgate.evaluate.passk import pass_at_k
-from driftgate.study.command import read_arms
+from driftgate.study.command import read_arms, short_names
 from driftgate.study.compare import Comparison, arm_scores, compare_arms
 from driftgate.study.scores import Scores, read_scores, values_of
 from driftgate.study.verdict import verdict
@@ -268,6 +269,12 @@ def test_seeds_that_cannot_be_are_refused(case, study):
         read_arms(study if repeated is None else [study[repeated]] * 2, seeds)
 
 
+def test_an_arm_goes_by_what_its_folder_does_not_share():
+    assert short_names([Path("r/none/seed-{seed}"), Path("r/b/seed-{seed}")]) == ["none", "b"]
+    assert short_names([Path("r/a/eval"), Path("r/b")]) == ["a/eval", "b"]
+    assert short_names([Path("x"), Path("x/y")]) == ["x", "x/y"]
+
+
 def test_the_command_prints_and_writes_what_the_library_says(study, tmp_path, monkeypatch):
     console = Console(record=True, width=400)
     monkeypatch.setattr(cli, "console", console)
@@ -276,10 +283,11 @@ def test_the_command_prints_and_writes_what_the_library_says(study, tmp_path, mo
     done = CliRunner().invoke(cli.app, asked)
     assert done.exit_code == 0, done.output
     written, text = json.loads(out.read_text()), console.export_text()
-    expected = compare_arms(read_arms(study, "0,1,2"), study[0], ["avg@n", "pass@8"])
+    expected = compare_arms(read_arms(study, "0,1,2"), "none", ["avg@n", "pass@8"])
     kept = [{k: v for k, v in row.items() if k not in ("verdict", "why")} for row in written["comparisons"]]
     assert kept == [asdict(c) for c in expected]
+    assert written["folders"] == dict(zip(("none", "gate"), study))
     assert "the same as pass@1" in text
-    assert f"{study[1]} better than {study[0]} in avg@n: supported." in text
-    assert written["scores"][study[1]]["avg@n"]["mean"]["mean"] == pytest.approx(0.7, abs=0.05)
+    assert "gate better than none in avg@n: supported." in text
+    assert written["scores"]["gate"]["avg@n"]["mean"]["mean"] == pytest.approx(0.7, abs=0.05)
     assert "0.25 (0.25)" in text  # the permutation test's p is never shown without its least

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import takewhile
 from pathlib import Path
 
 from rich.console import Console
@@ -24,21 +25,33 @@ def run_compare(
 ) -> None:
     """Compare folders[1:] with folders[0]; print a table and a sentence for each, and write all of it to `out`."""
     arms = read_arms(folders, seeds)
-    comparisons = compare_arms(arms, folders[0], measures, margin)
+    base = next(iter(arms))
+    comparisons = compare_arms(arms, base, measures, margin)
     console.print(comparison_table(comparisons))
     if any(measure.startswith("avg@") for measure in measures):
         console.print("avg@n is the mean over all n samples, and so the same as pass@1.")
     sentences = {(c.measure, c.arm): verdict(c, c.p_holm, "better") for c in comparisons}
     for (measure, arm), (word, why) in sentences.items():
-        console.print(f"{arm} better than {folders[0]} in {measure}: {word}. {why}", highlight=False, soft_wrap=True)
+        console.print(f"{arm} better than {base} in {measure}: {word}. {why}", highlight=False, soft_wrap=True)
     if out is not None:
         rows = [asdict(c) | dict(zip(("verdict", "why"), sentences[c.measure, c.arm])) for c in comparisons]
-        _write(out, {"seeds": seeds, "scores": _scores(arms, measures), "comparisons": rows})
+        _write(
+            out,
+            {
+                "seeds": seeds,
+                "folders": dict(zip(arms, folders)),
+                "scores": _scores(arms, measures),
+                "comparisons": rows,
+            },
+        )
         console.print(f"all of it in {out}", highlight=False)
 
 
 def read_arms(folders: Sequence[str], seeds: str | None) -> dict[str, Scores]:
-    """One arm for each folder, which holds `{seed}` where `seeds` ("0,1,2") is given. Raises InputError."""
+    """One arm for each folder, by its short name; folders hold `{seed}` where `seeds` ("0,1,2") is given.
+
+    Raises InputError.
+    """
     if len(set(folders)) < len(folders):
         raise InputError(f"{', '.join(folders)}: an arm is given twice")
     numbers = seeds.split(",") if seeds is not None else [""]
@@ -50,7 +63,20 @@ def read_arms(folders: Sequence[str], seeds: str | None) -> dict[str, Scores]:
                 f"{folder}, --seeds {seeds}: write {{seed}} in every folder where --seeds is given, such as "
                 "'runs/none/seed-{seed}', and only there"
             )
-    return {f: read_scores([Path(f.replace("{seed}", number.strip())) for number in numbers]) for f in folders}
+    names = short_names([Path(folder) for folder in folders])
+    return {
+        name: read_scores([Path(folder.replace("{seed}", number.strip())) for number in numbers])
+        for name, folder in zip(names, folders)
+    }
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """What of each path is not common to all, from the left and from the right; the whole where that leaves nothing."""
+    least = min(len(path.parts) for path in paths)
+    columns, ends = zip(*(p.parts[:least] for p in paths)), zip(*(p.parts[: -least - 1 : -1] for p in paths))
+    left, right = (sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, each)) for each in (columns, ends))
+    names = ["/".join(path.parts[left : len(path.parts) - right]) for path in paths]
+    return names if all(names) and len(set(names)) == len(names) else [str(path) for path in paths]
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:

@@ -34,8 +34,11 @@ class Claim(Settings):
     """A sentence that the study is to judge."""
 
     text: str
+    """For the report."""
     arm: str
+    """The arm that it is about; it is judged by its comparison with the arm that this one is compared with."""
     measure: str = "pass@1"
+    """One of `measures`."""
     says: Literal["better", "equal"] = "better"
     """`better`: the arm scores higher. `equal`: the two differ by less than the margin."""
 
@@ -48,7 +51,9 @@ class Exam(Settings):
     samples: PositiveInt = 8
     """Answers to each problem."""
     temperature: float = 1.0
+    """Sampling temperature."""
     top_p: float = 0.9
+    """Nucleus of the sampler."""
     max_new_tokens: PositiveInt | None = None
     """null: 16,384, or what the context leaves."""
     limit: PositiveInt | None = None
