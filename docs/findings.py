@@ -109,6 +109,6 @@ def interval(found: dict[str, Any], middle: str, sign: str = "") -> str:
 
 def compared(c: dict[str, Any]) -> list[str]:
     """Cells of a comparison."""
-    tests = [f"{value:.2f}" if value is not None else "" for value in (c["p_holm"], c["p_equivalence"])]
+    tests = [f"{value:.2g}" if value is not None else "" for value in (c["p_holm"], c["p_equivalence"])]
     seen = f"{100 * c['detectable']:.1f}" if c["detectable"] is not None else ""
     return [f"{interval(c, 'difference', '+')} ({c['against']})", tests[0], seen, tests[1]]

@@ -77,11 +77,11 @@ def _compare(study: Study, base: str, scores: Mapping[str, Scores]) -> list[Comp
 
 
 def _arms(study: Study, configs: Mapping[str, TrainConfig]) -> dict[str, Any]:
-    """What each arm is, and its settings that are not the base's."""
-    base = flat(configs[study.base])
+    """What each arm is, and its settings that are not those of the arm that it is compared with, or of the base."""
     described = {}
     for name, arm in study.arms.items():
-        own = flat(configs[name])
+        against = study.against(name)
+        own, base = flat(configs[name]), flat(configs[against if against != name else study.base])
         described[name] = {
             "what": arm.what,
             "recipe": arm.recipe,
