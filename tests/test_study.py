@@ -1,6 +1,7 @@
 """A study from end to end on tiny models, and what it refuses."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -189,6 +190,17 @@ def test_a_folder_that_holds_another_run_is_refused_before_anything_is_trained(s
     (folder / "config.yaml").write_text(yaml.safe_dump(other.model_dump(mode="json")))
     with pytest.raises(InputError, match=r"holds a run with other settings"):
         check(list(jobs_of(study, configs, tmp_path)))
+
+
+def test_another_examination_of_the_same_runs_is_refused_until_the_old_one_is_gone(study_file, tmp_path, inline):
+    run_study(study_file(), tmp_path / "out", QUIET, 1)
+    other = study_file(exam=yaml.safe_load(study_file().read_text())["exam"] | {"samples": 3})
+    with pytest.raises(InputError, match=r"was examined otherwise; choose another --out, or remove its eval folder"):
+        run_study(other, tmp_path / "out", QUIET, 1)
+    for folder in (tmp_path / "out").rglob("eval"):
+        shutil.rmtree(folder)
+    run_study(other, tmp_path / "out", QUIET, 1)
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["samples"] == 3
 
 
 def test_what_arms_do_not_share_is_told(study_file, tmp_path):

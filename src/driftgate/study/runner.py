@@ -152,7 +152,7 @@ def do_one(job: Job, tell: Tell) -> str | None:
             how = job.config.teacher if job.model == job.config.teacher.path else job.config.student
             model = load_examinee(job.model or str(job.folder), job.config.device, how.dtype, how.compute)
             evaluate(model, job.exam, job.folder / "eval", tell)
-    except RunError as error:
+    except (RunError, torch.OutOfMemoryError) as error:
         (job.folder / "failed.json").write_text(json.dumps({"error": str(error)}) + "\n")
         return str(error)
     (job.folder / "done.json").write_text(json.dumps({"steps": job.config.steps, "exam": _as_json(job.exam)}) + "\n")
@@ -165,7 +165,8 @@ def is_done(job: Job) -> bool:
 
 def _done(job: Job) -> dict[str, Any]:
     path = job.folder / "done.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    examined = (job.folder / "eval" / "result.json").is_file()
+    return json.loads(path.read_text()) if examined and path.is_file() else {}
 
 
 def _as_json(exam: EvalSettings) -> Any:
