@@ -96,6 +96,11 @@ class Study:
         ]
         return f"{min(found):.2f}"
 
+    def low(self, arm: str) -> str:
+        """What a twentieth of the tokens weigh less than, in the last pass."""
+        passes = self.summary["gates"][arm]
+        return f"{dict(map(tuple, passes[max(passes, key=int)]['quantiles']))[0.05]:.2f}"
+
     def drift(self, arm: str) -> str:
         """Mean |d| of the last pass, in thousandths of a nat."""
         passes = self.summary["drift"][arm]
