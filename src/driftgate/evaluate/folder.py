@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import replace_file
 
 Key = tuple[str, str, int]
 """Benchmark, problem, sample."""
@@ -53,8 +54,8 @@ class Folder:
     def finish(self, order: Iterable[Key], result: dict[str, Any]) -> None:
         """Put samples.jsonl into its final order, then write result.json."""
         if self.path is not None:
-            _replace(self.path / "samples.jsonl", _lines(self.rows[key] for key in order))
-            _replace(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+            replace_file(self.path / "samples.jsonl", _lines(self.rows[key] for key in order))
+            replace_file(self.path / "result.json", json.dumps(result, indent=2) + "\n")
 
 
 def key_of(row: Row) -> Key:
@@ -69,7 +70,7 @@ def _check_asked(path: Path, asked: dict[str, Any]) -> None:
             raise OtherEvaluationError(
                 f"--out {path}: holds samples, but no eval.json that says of what; give a new folder"
             )
-        _replace(note, json.dumps(asked, indent=2) + "\n")
+        replace_file(note, json.dumps(asked, indent=2) + "\n")
         return
     before, now = (_flat(value) for value in (json.loads(note.read_text()), asked))
     other = [
@@ -108,10 +109,3 @@ def _whole_rows(path: Path) -> list[Row]:
 
 def _lines(rows: Iterable[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

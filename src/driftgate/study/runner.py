@@ -21,6 +21,7 @@ from rich.console import Console
 from ..config import TrainConfig
 from ..errors import InputError, RunError
 from ..evaluate.evaluate import EvalSettings, check_settings, evaluate, load_examinee, responses_of
+from ..files import replace_file
 from ..train.run import run
 from ..train.setup import lock, resolved_config
 from ..workers import Workers
@@ -70,7 +71,7 @@ def run_study(path: Path, out: Path, console: Console, workers: int | None, runs
         failed = do(jobs, console, workers or torch.cuda.device_count() or os.cpu_count() or 1, out)
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         summary = summarise(path.stem, study, configs, runs, command, seconds_spent(out))
-        (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        replace_file(out / "summary.json", json.dumps(summary, indent=1) + "\n")
         write_report(summary, out)
     for claim in summary["claims"]:
         console.print(f"{claim['verdict']}: {claim['text']} ({claim['why']})", highlight=False, soft_wrap=True)
@@ -153,9 +154,9 @@ def do_one(job: Job, tell: Tell) -> str | None:
             model = load_examinee(job.model or str(job.folder), job.config.device, how.dtype, how.compute)
             evaluate(model, job.exam, job.folder / "eval", tell)
     except (RunError, torch.OutOfMemoryError) as error:
-        (job.folder / "failed.json").write_text(json.dumps({"error": str(error)}) + "\n")
+        replace_file(job.folder / "failed.json", json.dumps({"error": str(error)}) + "\n")
         return str(error)
-    (job.folder / "done.json").write_text(json.dumps({"steps": job.config.steps, "exam": _as_json(job.exam)}) + "\n")
+    replace_file(job.folder / "done.json", json.dumps({"steps": job.config.steps, "exam": _as_json(job.exam)}) + "\n")
     return None
 
 

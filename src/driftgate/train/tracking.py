@@ -17,6 +17,7 @@ from rich.progress import TextColumn
 
 from .. import __name__ as package
 from ..config import TrainConfig
+from ..files import replace_file
 from ..progress import bars
 from .checkpoint import Position
 
@@ -30,7 +31,7 @@ class Metrics:
         """Lines from beyond the position that the run resumes at are dropped: they are about to be made again."""
         lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
         kept = "".join(line for line in lines if line.endswith("\n") and _is_before(json.loads(line), position))
-        _replace(path, kept)
+        replace_file(path, kept)
         self.file = path.open("a")
 
     def log(self, kind: str, **values: Any) -> None:
@@ -49,12 +50,12 @@ def _is_before(line: dict[str, Any], position: Position) -> bool:
 def write_rollouts(path: Path, rows: list[dict[str, Any]]) -> None:
     """One JSONL file per step: prompt id, sample index, text, token ids, whether it ended, whether it is right."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    replace_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_config(path: Path, config: TrainConfig) -> None:
     """The resolved configuration, which is itself a recipe."""
-    _replace(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    replace_file(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def write_environment(path: Path, **more: Any) -> None:
@@ -73,7 +74,7 @@ def write_environment(path: Path, **more: Any) -> None:
             **more,
         }
     )
-    _replace(path, json.dumps(sessions, indent=2) + "\n")
+    replace_file(path, json.dumps(sessions, indent=2) + "\n")
 
 
 def _git_state() -> dict[str, Any] | None:
@@ -89,13 +90,6 @@ def _git_state() -> dict[str, Any] | None:
 
     commit = git("rev-parse", "HEAD")
     return {"commit": commit, "changed": bool(git("status", "--porcelain", "-uno"))} if commit else None
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 class Display:
