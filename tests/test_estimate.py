@@ -210,3 +210,21 @@ def test_the_tables_name_assumptions_misfits_and_what_is_left_out():
     for field in dataclasses.fields(dry.Assumptions):
         assert field.metadata["meaning"] in text
     assert f"{2 * 5 * run(recipe()).tokens.rollout / 1e6:,.2f}" in text
+
+
+def test_an_examination_is_no_longer_than_the_student_s_context():
+    config = load_recipe("sandbox/lsm_none")
+    room = shape_of("sandbox/student", "student").context - 256
+    assert dry.estimate(config, 10, 8, None, 0.5).tokens.evaluation == 10 * 8 * 0.5 * room
+    assert dry.estimate(config, 10, 8, 100, 0.5).tokens.evaluation == 10 * 8 * 0.5 * 100
+    assert dry.estimate(recipe(), 10, 8, None, 0.5).tokens.evaluation == 10 * 8 * 0.5 * dry.LONGEST
+
+
+def test_arms_that_need_the_same_share_a_column():
+    console = Console(width=220, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(dry.estimate_table({"one": run(recipe()), "two": run(recipe())}))
+    text = console.export_text()
+    assert text.count("each arm") == 2
+    assert "one, two" not in text
+    console.print(dry.estimate_table({"one": run(recipe()), "two": run(recipe()), "long": run(recipe(), 0.5)}))
+    assert "one, two" in console.export_text()

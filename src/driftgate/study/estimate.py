@@ -5,7 +5,7 @@ Bytes are counted in GB of 1e9, times in seconds of one GPU.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from ..config import ModelSettings, TrainConfig
 from ..errors import InputError
 from ..evaluate.batch import MOST, SHARE
+from ..evaluate.evaluate import LONGEST
 from ..loss_config import DivergenceObjective, LsmObjective, Objective
 from ..method.head import CHUNK
 from ..rollout.cache import GROWTH
@@ -22,6 +23,8 @@ from ..train.scoring import needs_of
 from .shapes import Shape, shape_of
 
 GB = 1e9
+PHASES = ("resident", "rollout", "update")
+"""Parts of Memory."""
 WIDTHS = {"float32": 4, "bfloat16": 2, "float64": 8}
 
 
@@ -205,12 +208,13 @@ def estimate(
     config: TrainConfig,
     exam_problems: int,
     exam_samples: int,
-    exam_max_new_tokens: int,
+    exam_max_new_tokens: int | None,
     mean_length: float,
     assumed: Assumptions | None = None,
 ) -> Estimate:
     """What one run and the examination of its model take. `mean_length`: a response's expected length as a fraction
-    of max_new_tokens, from above 0 to 1. `assumed`: other assumptions; its own mean_length then does not count.
+    of max_new_tokens, from above 0 to 1. exam_max_new_tokens: null for what an examination takes by itself, LONGEST or
+    what the student's context has room for. `assumed`: other assumptions; its own mean_length then does not count.
 
     Raises InputError for a length out of range, and for a model whose sizes are not known.
     """
@@ -219,7 +223,9 @@ def estimate(
     values = {} if assumed is None else {f.name: getattr(assumed, f.name) for f in fields(assumed)}
     assumptions = Assumptions(**{**values, "mean_length": mean_length})
     shapes = shape_of(config.student.path, "student"), shape_of(config.teacher.path, "teacher")
-    sizes = _Sizes(config, *shapes, exam_problems * exam_samples, exam_max_new_tokens, assumptions)
+    room = (shapes[0].context or 2 * LONGEST) - assumptions.prompt_tokens
+    exam_limit = exam_max_new_tokens or min(LONGEST, max(1, room))
+    sizes = _Sizes(config, *shapes, exam_problems * exam_samples, exam_limit, assumptions)
     seconds = {gpu.name: _seconds(sizes, gpu) for gpu in GPUS}
     rows, samples = sizes.rows, config.rollout.samples
     return Estimate(*shapes, _tokens(sizes), _memory(sizes), seconds, assumptions, rows, samples, _notes(config))
@@ -441,23 +447,41 @@ def _token_table(estimates: Mapping[str, Estimate], seeds: int) -> Table:
 
 
 def _memory_table(estimates: Mapping[str, Estimate]) -> Table:
-    """A column for each arm, as components are many."""
-    table = Table("phase", "component", *estimates, title="Memory on one GPU, GB")
-    for phase in ("resident", "rollout", "update"):
-        components = dict.fromkeys(name for e in estimates.values() for name in getattr(e.memory, phase))
+    """A column for arms that need the same, as components are many."""
+    columns = _alike(estimates, lambda e: _memory_cells(e.memory))
+    table = Table("phase", "component", *columns, title="Memory on one GPU, GB")
+    memories = [e.memory for e in columns.values()]
+    for phase in PHASES:
+        components = dict.fromkeys(name for memory in memories for name in getattr(memory, phase))
         for place, component in enumerate(components):
-            cells = [_gb(getattr(e.memory, phase).get(component, 0.0)) for e in estimates.values()]
+            cells = [_gb(getattr(memory, phase).get(component, 0.0)) for memory in memories]
             table.add_row("" if place else phase, component, *cells, end_section=place == len(components) - 1)
     table.add_section()
-    table.add_row("peak", "all responses at their limit", *(_gb(e.memory.peak) for e in estimates.values()))
-    table.add_row("", "at the mean length", *(_gb(e.memory.peak_mean) for e in estimates.values()))
+    table.add_row("peak", "all responses at their limit", *(_gb(memory.peak) for memory in memories))
+    table.add_row("", "at the mean length", *(_gb(memory.peak_mean) for memory in memories))
     return table
+
+
+def _memory_cells(memory: Memory) -> list[Any]:
+    """All that the table shows of it."""
+    parts = [sorted((name, _gb(bytes_)) for name, bytes_ in getattr(memory, phase).items()) for phase in PHASES]
+    return [parts, _gb(memory.peak), _gb(memory.peak_mean)]
+
+
+def _alike(estimates: Mapping[str, Estimate], shown: Callable[[Estimate], Any]) -> dict[str, Estimate]:
+    """One estimate of all arms of which the same is shown, under their names."""
+    groups: dict[str, list[str]] = {}
+    for name, found in estimates.items():
+        groups.setdefault(repr(shown(found)), []).append(name)
+    if len(groups) == 1:
+        return {"each arm": next(iter(estimates.values()))}
+    return {", ".join(names): estimates[names[0]] for names in groups.values()}
 
 
 def _time_table(estimates: Mapping[str, Estimate], seeds: int) -> Table:
     table = Table("arm", *(f"{gpu.name}, {gpu.memory / GB:.0f} GB" for gpu in GPUS))
     table.title = "Hours of one run with its examination (rollout, scoring, update, examination)"
-    for name, found in estimates.items():
+    for name, found in _alike(estimates, lambda e: [_time_cell(e, gpu) for gpu in GPUS]).items():
         table.add_row(name, *(_time_cell(found, gpu) for gpu in GPUS))
     totals = [sum(seeds * e.seconds[gpu.name].total for e in estimates.values()) for gpu in GPUS]
     table.add_section()

@@ -6,7 +6,6 @@ from rich.console import Console
 
 from ..config import TrainConfig
 from ..data.benchmarks import EMBEDDED_SIZE, PUBLISHED, benchmark_name, load_benchmark
-from ..evaluate.evaluate import LONGEST
 from ..sandbox.tasks import BENCHMARKS
 from .config import Exam, Study, arm_configs, load_study
 from .estimate import Estimate, estimate, estimate_table
@@ -26,8 +25,8 @@ def print_plan(path: Path, console: Console, mean_length: float) -> None:
 
 
 def _estimate(study: Study, config: TrainConfig, mean_length: float) -> Estimate:
-    limit = study.exam.max_new_tokens or LONGEST
-    return estimate(config, problems_of(study.exam), study.exam.samples, limit, mean_length)
+    exam = study.exam
+    return estimate(config, problems_of(exam), exam.samples, exam.max_new_tokens, mean_length)
 
 
 def problems_of(exam: Exam) -> int:

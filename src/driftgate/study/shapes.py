@@ -25,6 +25,8 @@ class Shape:
     """Whether input and output embedding are one."""
     qk_norm: bool = True
     """Whether queries and keys are normalised (Qwen3)."""
+    context: int | None = None
+    """Positions that it was made for, where its configuration says so."""
     source: str = ""
     """Where these numbers are from."""
 
@@ -75,7 +77,7 @@ KNOWN = {
     "Qwen3-4B": _qwen3(36, 2560, 9728, 32, True),
     "Qwen3-8B": _qwen3(36, 4096, 12288, 32, False),
     "SmolLM2-135M": Shape(
-        30, 576, 1536, 9, 3, 64, 49_152, True, False, "from its name; sizes of the published config.json"
+        30, 576, 1536, 9, 3, 64, 49_152, True, False, source="from its name; sizes of the published config.json"
     ),
 }
 """By the beginning of a model's name; versions of a model (-Base, -Instruct, your own) share their sizes."""
@@ -122,6 +124,7 @@ def _of_config(config: Any, path: str, role: str) -> Shape:
             config.vocab_size,
             config.tie_word_embeddings,
             config.model_type == "qwen3",
+            getattr(config, "max_position_embeddings", None),
             "its config.json",
         )
     except AttributeError as error:
