@@ -10,7 +10,7 @@ from driftgate.sandbox.tasks import BENCHMARKS
 
 
 def test_the_demo_trains_twice_examines_four_models_and_writes_a_report(tmp_path):
-    exam = EvalSettings(BENCHMARKS, limit=1)
+    exam = EvalSettings(BENCHMARKS, limit=2)
     console = Console(record=True, width=180, quiet=False)
     demo.run_demo(tmp_path, console, steps=1, seed=0, exam=exam)
     told = console.export_text()
@@ -34,10 +34,10 @@ def test_the_paired_difference_is_that_of_the_problems(tmp_path):
         folder = tmp_path / "eval" / name
         folder.mkdir(parents=True)
         rows = [
-            {"benchmark": b, "problem": p, "correct": correct}
+            {"benchmark": b, "problem": p, "sample": sample, "correct": correct}
             for b in BENCHMARKS
             for p in range(10)
-            for correct in right
+            for sample, correct in enumerate(right)
         ]
         (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = demo.compare_runs(tmp_path)

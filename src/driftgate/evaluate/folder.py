@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..files import replace_file
+from ..settings import differing, flat
 
 Key = tuple[str, str, int]
 """Benchmark, problem, sample."""
@@ -72,24 +73,15 @@ def _check_asked(path: Path, asked: dict[str, Any]) -> None:
             )
         replace_file(note, json.dumps(asked, indent=2) + "\n")
         return
-    before, now = (_flat(value) for value in (json.loads(note.read_text()), asked))
+    before, now = flat(json.loads(note.read_text())), flat(asked)
     other = [
         f"{name} = {json.dumps(before.get(name))}, asked for is {json.dumps(now.get(name))}"
-        for name in dict.fromkeys([*before, *now])
-        if before.get(name) != now.get(name)
+        for name in differing(before, now)
     ]
     if other:
         raise OtherEvaluationError(
             f"--out {path}: was begun with {'; '.join(other)}. Ask for the same to go on, or give a new folder"
         )
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested objects as dotted names."""
-    if not isinstance(value, dict):
-        return {name: value}
-    parts = (_flat(inner, f"{name}.{key}" if name else key) for key, inner in value.items())
-    return {key: inner for part in parts for key, inner in part.items()}
 
 
 def _whole_rows(path: Path) -> list[Row]:

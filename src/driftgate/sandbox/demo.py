@@ -21,9 +21,10 @@ from ..evaluate.command import results_table
 from ..evaluate.evaluate import EvalSettings, evaluate, load_examinee, responses_of
 from ..evaluate.folder import OtherEvaluationError
 from ..evaluate.measures import shown
-from ..evaluate.passk import bootstrap_interval, pass_at_k
+from ..evaluate.passk import bootstrap_interval
 from ..recipe import load_recipe
 from ..report import plots
+from ..study.scores import read_scores, require_same_problems, values_of
 from ..train.run import run
 from ..workers import Workers
 from .tasks import BENCHMARKS, benchmark
@@ -64,10 +65,12 @@ def run_demo(out: Path, console: Console, steps: int | None, seed: int, exam: Ev
 
 def compare_runs(out: Path) -> str:
     """The paired difference between the two runs in a sentence that claims no more than one seed can."""
-    gated, ungated = (_problem_scores(out / "eval" / name / "samples.jsonl") for name in ("Block64 gate", "no gate"))
-    differences = {b: [gated[b][p] - ungated[b][p] for p in gated[b]] for b in BENCHMARKS}
+    both = [read_scores([out / "eval" / name]) for name in ("Block64 gate", "no gate")]
+    require_same_problems(*both)
+    gated, ungated = (values_of(scores, "pass@1") for scores in both)
+    differences = {b: (gated[b] - ungated[b])[0] for b in BENCHMARKS}
     low, high = bootstrap_interval(differences, bounds=(-1, 1))
-    mean = sum(sum(d) / len(d) for d in differences.values()) / len(differences)
+    mean = sum(d.mean() for d in differences.values()) / len(differences)
     inside = "which includes 0" if low <= 0 <= high else "which excludes 0"
     return (
         f"Block64 minus no gate, mean pass@1 on the same problems and random numbers: {100 * mean:+.1f} points "
@@ -155,15 +158,6 @@ def _examine(model: str, exam: EvalSettings, out: Path, tell: Callable[[int], No
     except OtherEvaluationError:
         shutil.rmtree(out)
         evaluate(examinee, exam, out, tell)
-
-
-def _problem_scores(path: Path) -> dict[str, dict[str, float]]:
-    """benchmark -> problem -> pass@1."""
-    counts: dict[str, dict[str, list[bool]]] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        counts.setdefault(row["benchmark"], {}).setdefault(row["problem"], []).append(row["correct"])
-    return {b: {p: pass_at_k(sum(r), len(r), 1) for p, r in problems.items()} for b, problems in counts.items()}
 
 
 def _example(out: Path, names: list[str]) -> dict[str, Any]:

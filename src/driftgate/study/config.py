@@ -9,7 +9,7 @@ from ..config import TrainConfig
 from ..errors import InputError
 from ..evaluate.evaluate import EvalSettings
 from ..recipe import check_config, checked, load_values, merge, parse_yaml
-from ..settings import Settings
+from ..settings import Settings, differing, flat
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 """Of a folder."""
@@ -148,25 +148,13 @@ def arm_configs(study: Study) -> dict[str, TrainConfig]:
         except InputError as error:
             raise InputError(f"arm {name}: {error}") from None
     for name, config in configs.items():
-        _refuse_other_differences(study, name, flat(config), flat(configs[study.base]))
+        _refuse_other_differences(study, name, settings_of(config), settings_of(configs[study.base]))
     return configs
 
 
-def flat(config: TrainConfig) -> dict[str, Any]:
-    """Dotted setting -> value, groups laid open; an empty group is a value."""
-
-    def walk(values: Tree, prefix: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in values.items():
-            found |= walk(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
-        return found
-
-    return walk(config.model_dump(mode="json"), "")
-
-
-def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Settings, as of `flat`, that are not the same in both."""
-    return [key for key in dict.fromkeys([*one, *other]) if one.get(key, ...) != other.get(key, ...)]
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """Dotted setting -> value, as of `flat`."""
+    return flat(config.model_dump(mode="json"))
 
 
 def _refuse_other_differences(study: Study, arm: str, one: dict[str, Any], base: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
-from .config import Study, flat
+from .config import Study, settings_of
 from .runs import seed_of
 
 Hash = Callable[[Path], str]
@@ -46,7 +46,7 @@ def _settings(study: Study, config: TrainConfig) -> str:
     groups = ("seed", *study.varies)
     kept = {
         key: value
-        for key, value in flat(config).items()
+        for key, value in settings_of(config).items()
         if not any(key == group or key.startswith(f"{group}.") for group in groups)
     }
     return sha256_of(kept)
