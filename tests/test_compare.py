@@ -13,7 +13,7 @@ from driftgate import cli
 from driftgate.errors import InputError
 from driftgate.evaluate.passk import pass_at_k
 from driftgate.study.command import read_arms, short_names
-from driftgate.study.compare import Comparison, arm_scores, compare_arms
+from driftgate.study.compare import Comparison, arm_scores, compare_arms, with_holm
 from driftgate.study.scores import Scores, read_scores, values_of
 from driftgate.study.verdict import verdict
 
@@ -114,6 +114,17 @@ def test_equal_answers_are_no_proof_of_equality(arms):
     assert same.difference == 0
     assert same.low < 0 < same.high
     assert verdict(same, same.p_holm, "equal")[0] == "undetermined"
+
+
+def test_holm_counts_all_comparisons_of_a_measure_whatever_their_base():
+    rows = [
+        ("a", "none", "pass@1", 0.01),
+        ("b", "other", "pass@1", 0.04),
+        ("c", "none", "pass@1", None),
+        ("a", "none", "pass@8", 0.03),
+    ]
+    given = [Comparison(arm, against, measure, 0.0, -0.1, 0.1, 0.02, [0.0], p=p) for arm, against, measure, p in rows]
+    assert [c.p_holm for c in with_holm(given)] == [pytest.approx(0.02), pytest.approx(0.04), None, pytest.approx(0.03)]
 
 
 def compared(difference, half, p, p_equivalence):

@@ -40,7 +40,7 @@ class Comparison:
     p: float | None = None
     """Two-sided, of "no difference"; below 0.05 exactly where the interval excludes 0."""
     p_holm: float | None = None
-    """The same, adjusted for all arms of the call."""
+    """The same, adjusted for all that are compared together in the same measure."""
     p_permutation: float | None = None
     least_p_permutation: float | None = None
     """What the permutation test cannot go below with so few seeds."""
@@ -69,13 +69,18 @@ def compare_arms(
     range. `seed` keys the bootstrap, and the permutation test where it is drawn.
     """
     _check(arms, against, measures, margin)
-    return [
-        comparison
-        for measure in measures
-        for comparison in _with_holm(
-            [_compare(arms, arm, against, measure, margin, seed) for arm in arms if arm != against]
-        )
-    ]
+    others = [arm for arm in arms if arm != against]
+    return with_holm([_compare(arms, arm, against, measure, margin, seed) for measure in measures for arm in others])
+
+
+def with_holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The same with p_holm: adjusted for all that are given together, within each measure."""
+    families: dict[str, list[float]] = {}
+    for c in comparisons:
+        if c.p is not None:
+            families.setdefault(c.measure, []).append(c.p)
+    adjusted = {measure: iter(holm(p_values)) for measure, p_values in families.items()}
+    return [replace(c, p_holm=None if c.p is None else next(adjusted[c.measure])) for c in comparisons]
 
 
 def arm_scores(scores: Scores, measure: str) -> dict[str, Estimate]:
@@ -155,13 +160,6 @@ def _bootstrap(
         generator(seed, "compare", "bootstrap"),
     )
     return corrected_interval(mean, draws)
-
-
-def _with_holm(comparisons: list[Comparison]) -> list[Comparison]:
-    """Adjusted over the comparisons that have a p."""
-    tested = [c for c in comparisons if c.p is not None]
-    adjusted = dict(zip((c.arm for c in tested), holm([c.p for c in tested if c.p is not None])))
-    return [replace(c, p_holm=adjusted.get(c.arm)) for c in comparisons]
 
 
 def _estimate(values: Mapping[str, np.ndarray]) -> Estimate:

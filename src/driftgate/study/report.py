@@ -219,8 +219,8 @@ def _table_note(summary: Mapping[str, Any]) -> str:
     if summary["comparisons"]:
         notes.append(
             "Differences and the smallest difference that the study finds in 4 of 5 cases are in points. Holm p is "
-            "adjusted for all arms that are compared with the same one in the same measure; equivalence p is of the "
-            "difference being the margin or more."
+            "adjusted for all comparisons of the study in the same measure; equivalence p is of the difference being "
+            "the margin or more, and not adjusted."
         )
     if any(row["p"] is None for row in summary["comparisons"]):
         notes.append("The interval of a difference without p covers problems alone.")

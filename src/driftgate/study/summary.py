@@ -15,9 +15,10 @@ import numpy as np
 
 from ..config import TrainConfig
 from ..report.plots import read_metrics
+from ..settings import differing
 from ..train.sums import QUANTILES
-from .compare import Comparison, arm_scores, compare_arms
-from .config import Claim, Study, differing, flat
+from .compare import Comparison, arm_scores, compare_arms, with_holm
+from .config import Claim, Study, settings_of
 from .locked import locked
 from .runs import REFERENCES, reference_folder, run_folder, seed_of
 from .scores import Scores, read_scores
@@ -33,7 +34,7 @@ def summarise(
     rows = [_run(study, arm, seed, run_folder(runs, arm, seed)) for arm in configs for seed in study.seeds]
     whole = [arm for arm in configs if all(row["status"] == "done" for row in rows if row["arm"] == arm)]
     scores = {arm: read_scores([run_folder(runs, arm, seed) for seed in study.seeds]) for arm in whole}
-    comparisons = [c for base in _bases(study) for c in _compare(study, base, scores)]
+    comparisons = with_holm([c for base in _bases(study) for c in _compare(study, base, scores)])
     done = {
         arm: [run_folder(runs, arm, r["seed"]) for r in rows if r["arm"] == arm and r["status"] == "done"]
         for arm in configs
@@ -69,7 +70,7 @@ def _bases(study: Study) -> list[str]:
 
 
 def _compare(study: Study, base: str, scores: Mapping[str, Scores]) -> list[Comparison]:
-    """The arms that are compared with `base`: one family for Holm's correction."""
+    """The arms that are compared with `base`."""
     arms = [arm for arm in study.arms if arm in scores and study.against(arm) == base and arm != base]
     if base not in scores or not arms:
         return []
@@ -81,7 +82,7 @@ def _arms(study: Study, configs: Mapping[str, TrainConfig]) -> dict[str, Any]:
     described = {}
     for name, arm in study.arms.items():
         against = study.against(name)
-        own, base = flat(configs[name]), flat(configs[against if against != name else study.base])
+        own, base = settings_of(configs[name]), settings_of(configs[against if against != name else study.base])
         described[name] = {
             "what": arm.what,
             "recipe": arm.recipe,
