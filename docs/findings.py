@@ -20,8 +20,7 @@ def page() -> str:
 def regime() -> str:
     """The search for a regime, a row a run."""
     rows = list(csv.DictReader((RESULTS / "regime.csv").open()))
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    return "\n".join([*lines, *("| " + " | ".join(row.values()) + " |" for row in rows)])
+    return markdown(list(rows[0]), [list(row.values()) for row in rows])
 
 
 class Study:
@@ -34,39 +33,96 @@ class Study:
     @property
     def table(self) -> str:
         """A row an arm: scores, and the difference to the arm that it is compared with."""
-        lines = [
-            "| arm | pass@1 | pass@8 | pass@1, points against | Holm p | smallest detectable | equal within "
-            f"{100 * self.summary['comparisons'][0]['margin']:g}, p |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        return "\n".join([*lines, *(self._row(arm) for arm in self.summary["scores"])])
+        margin = f"equal within {100 * self.summary['comparisons'][0]['margin']:g}, p"
+        heads = ["arm", "pass@1", "pass@8", "pass@1, points against", "Holm p", "smallest detectable", margin]
+        return markdown(heads, [self._row(arm) for arm in self.summary["scores"]])
 
-    def _row(self, arm: str) -> str:
-        scores = self.summary["scores"][arm]
-        cells = [arm if arm in self.summary["arms"] else f"*{arm}*"]
-        cells += [interval(scores[measure]["mean"], "mean") for measure in ("pass@1", "pass@8")]
-        found = [c for c in self.summary["comparisons"] if c["arm"] == arm and c["measure"] == "pass@1"]
-        return "| " + " | ".join(cells + (compared(found[0]) if found else [""] * 4)) + " |"
+    def _row(self, arm: str) -> list[str]:
+        return [arm if arm in self.summary["arms"] else f"*{arm}*", *self._scores(arm), *self._compared(arm)]
+
+    def _scores(self, arm: str) -> list[str]:
+        """pass@1 and pass@8."""
+        return [interval(self.summary["scores"][arm][measure]["mean"], "mean") for measure in ("pass@1", "pass@8")]
+
+    def _compared(self, arm: str) -> list[str]:
+        """The cells of its comparison in pass@1, if it is compared with another."""
+        found = [c for c in self.summary["comparisons"] if (c["arm"], c["measure"]) == (arm, "pass@1")]
+        return compared(found[0]) if found else [""] * 4
 
     @property
     def verdicts(self) -> str:
         """A line a claim."""
-        lines = ["| claim | measure | verdict | why |", "|---|---|---|---|"]
-        return "\n".join(
-            lines
-            + [f"| {c['text']} | {c['measure']} | **{c['verdict']}** | {c['why']} |" for c in self.summary["claims"]]
-        )
+        rows = [[c["text"], c["measure"], f"**{c['verdict']}**", c["why"]] for c in self.summary["claims"]]
+        return markdown(["claim", "measure", "verdict", "why"], rows)
 
     @property
     def gates(self) -> str:
         """A row a weighed arm: the spread of its weights in the last pass."""
-        lines = ["| arm | 5 % of the tokens below | 95 % below | effective share of the tokens |", "|---|---|---|---|"]
-        for arm, passes in self.summary["gates"].items():
-            last = passes.get(max(passes, key=int)) if passes else None
-            if last:
-                known = dict(map(tuple, last["quantiles"]))
-                lines.append(f"| {arm} | {known[0.05]:.3f} | {known[0.95]:.3f} | {100 * last['ess']:.1f} % |")
-        return "\n".join(lines)
+        rows = [
+            [arm, f"{self.quantile(arm, 0.05):.3f}", f"{self.quantile(arm, 0.95):.3f}", f"{self.share(arm)} %"]
+            for arm in self.summary["gates"]
+            if self._last("gates", arm)
+        ]
+        heads = ["arm", "5 % of the tokens below", "95 % below", "effective share of the tokens"]
+        return markdown(heads, rows)
+
+    @property
+    def sweep(self) -> str:
+        """A row an arm: its weights in the last pass, its score, and the difference to the arm it is compared with."""
+        heads = [
+            "arm",
+            "what",
+            "drift",
+            "5 % below",
+            "effective share",
+            "pass@1",
+            "points against",
+            "smallest detectable",
+        ]
+        return markdown(heads, [self._sweep_row(arm) for arm in self.summary["arms"]])
+
+    def _sweep_row(self, arm: str) -> list[str]:
+        weights = [self.low(arm), f"{self.share(arm)} %"] if self._last("gates", arm) else ["", ""]
+        difference, _, seen, _ = self._compared(arm)
+        what = self.summary["arms"][arm]["what"]
+        return [arm, what, self.drift(arm), *weights, self._scores(arm)[0], difference, seen]
+
+    @property
+    def costs(self) -> str:
+        """A row an arm: what it took and what it gave."""
+        heads = [
+            "arm",
+            "rollout tokens, thousands",
+            "CPU-seconds",
+            "drift",
+            "pass@1",
+            "pass@8",
+            "points against",
+        ]
+        return markdown(heads, [self._cost_row(arm) for arm in self.summary["arms"]])
+
+    def _cost_row(self, arm: str) -> list[str]:
+        spent = [f"{self.spent(arm, 'rollout_tokens') / 1000:.0f}", f"{self.spent(arm, 'cpu_seconds'):.0f}"]
+        return [arm, *spent, self.drift(arm), *self._scores(arm), self._compared(arm)[0]]
+
+    def spent(self, arm: str, what: str) -> float:
+        """Mean over an arm's runs."""
+        found = [row[what] for row in self.summary["runs"] if row["arm"] == arm]
+        return sum(found) / len(found)
+
+    def plot(self, name: str, alt: str) -> str:
+        """One of the report's pictures."""
+        return f"![{alt}](../results/studies/{self.name}/plots/{name}.png)"
+
+    def share(self, arm: str) -> str:
+        """The effective share of the tokens in the last pass, percent."""
+        share = 100 * self._last("gates", arm)["ess"]
+        return f"{share:.2f}" if share > 99.9 else f"{share:.1f}"
+
+    def _last(self, kind: str, arm: str) -> Any:
+        """What is known of an arm's last pass."""
+        passes = self.summary[kind].get(arm)
+        return passes.get(max(passes, key=int)) if passes else None
 
     @property
     def how(self) -> str:
@@ -85,6 +141,11 @@ class Study:
         found = next(c for c in self.summary["comparisons"] if c["arm"] == arm and c["measure"] == measure)
         return interval(found, "difference", "+")
 
+    def p(self, arm: str, kind: str = "p", measure: str = "pass@1") -> str:
+        """A p of an arm's comparison."""
+        found = next(c for c in self.summary["comparisons"] if c["arm"] == arm and c["measure"] == measure)
+        return f"{found[kind]:.2g}"
+
     def detectable(self, measure: str = "pass@1") -> str:
         """The least and the largest of the smallest detectable effects, in points."""
         found = [c["detectable"] for c in self.summary["comparisons"] if c["measure"] == measure and c["detectable"]]
@@ -98,13 +159,24 @@ class Study:
 
     def low(self, arm: str) -> str:
         """What a twentieth of the tokens weigh less than, in the last pass."""
-        passes = self.summary["gates"][arm]
-        return f"{dict(map(tuple, passes[max(passes, key=int)]['quantiles']))[0.05]:.2f}"
+        return f"{self.quantile(arm, 0.05):.2f}"
+
+    def least(self, arm: str) -> str:
+        """The smallest weight of an update of the last pass, before scaling, on average over updates and seeds."""
+        return f"{self._last('gates', arm)['min']:.2f}"
+
+    def quantile(self, arm: str, share: float) -> float:
+        """Of the weights in the last pass: what this share of the tokens weighs less than."""
+        return dict(map(tuple, self._last("gates", arm)["quantiles"]))[share]
 
     def drift(self, arm: str) -> str:
         """Mean |d| of the last pass, in thousandths of a nat."""
-        passes = self.summary["drift"][arm]
-        return f"{1000 * passes[max(passes, key=int)]['abs']:.1f}"
+        return f"{1000 * (self._last('drift', arm) or {'abs': 0.0})['abs']:.1f}"
+
+
+def markdown(heads: list[str], rows: list[list[str]]) -> str:
+    """A table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *rows])
 
 
 def interval(found: dict[str, Any], middle: str, sign: str = "") -> str:
