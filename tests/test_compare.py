@@ -63,6 +63,21 @@ def test_a_run_folder_stands_for_its_evaluation(tmp_path):
     assert read_scores([tmp_path / "run"]).correct["a"].shape == (1, 4, 4)
 
 
+def test_evaluations_made_otherwise_or_not_ended_are_refused(tmp_path):
+    for name, temperature in (("one", 1.0), ("other", 0.2)):
+        folder = write(tmp_path / name, {"a": np.eye(4, dtype=bool)})
+        asked = {"settings": {"temperature": temperature}, "benchmarks": {"a": {"problems": 4, "sha256": "0"}}}
+        (folder / "eval.json").write_text(json.dumps(asked))
+        with pytest.raises(InputError, match=r"the evaluation has not ended"):
+            read_scores([folder])
+        (folder / "result.json").write_text("{}")
+    with pytest.raises(InputError, match=r"other: temperature = 0.2, but 1.0 in .*one; evaluate both in the same way"):
+        read_scores([tmp_path / "one", tmp_path / "other"])
+    arms = {name: read_scores([tmp_path / name]) for name in ("one", "other")}
+    with pytest.raises(InputError, match=r"temperature"):
+        compare_arms(arms, "one", ["pass@1"])
+
+
 def test_a_value_is_pass_at_k_of_one_seeds_samples(arms):
     values = values_of(arms["gate"], "pass@4")["b"]
     for (s, p), value in np.ndenumerate(values):

@@ -187,6 +187,7 @@ def slow_holm(p_values):
 
 def test_holm_is_the_step_down_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.01, 0.04], tests=5) == pytest.approx([0.05, 0.16])
     for key in range(20):
         p_values = np.random.default_rng(key).uniform(0, 1, 6).tolist()
         assert holm(p_values) == pytest.approx(slow_holm(p_values))

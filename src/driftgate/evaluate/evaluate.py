@@ -227,7 +227,14 @@ def _graded(rows: Sequence[Row], grader: Grader) -> list[Row]:
 
 
 def check_settings(settings: EvalSettings) -> None:
-    """Raises InputError before the model is loaded."""
+    """Raises InputError before the model is loaded; published benchmarks are fetched for it."""
+    check_values(settings)
+    for name in settings.benchmarks:
+        load_benchmark(name, settings.limit)
+
+
+def check_values(settings: EvalSettings) -> None:
+    """The part of `check_settings` that reads nothing."""
     for name in ("samples", "batch", "limit", "max_new_tokens"):
         value = getattr(settings, name)
         if value is not None and value < 1:
@@ -240,5 +247,3 @@ def check_settings(settings: EvalSettings) -> None:
         raise InputError("--benchmark: name at least one benchmark or .jsonl file")
     if len({benchmark_name(name) for name in settings.benchmarks}) < len(settings.benchmarks):
         raise InputError(f"--benchmark: {', '.join(settings.benchmarks)} names one twice")
-    for name in settings.benchmarks:
-        load_benchmark(name, settings.limit)

@@ -5,7 +5,7 @@ never arms, and differs in lightness, so that it also reads without hue.
 """
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ Row = Mapping[str, Any]
 
 def effects(summary: Mapping[str, Any]) -> Figure | None:
     """Forest plot: each comparison's difference in points with its 95 % interval, a panel for each measure."""
-    rows = [row for row in summary["comparisons"] if row["difference"] is not None]
+    rows = summary["comparisons"]
     if not rows:
         return None
     measures = list(dict.fromkeys(row["measure"] for row in rows))
@@ -81,8 +81,7 @@ def learning(summary: Mapping[str, Any]) -> Figure | None:
 
 
 def gates(summary: Mapping[str, Any]) -> Figure | None:
-    """Weights of each gated arm, a row for each pass: quantile boxes, or mean, standard deviation and least; the
-    effective sample size beside them."""
+    """Weights of each gated arm, a row for each pass: quantile boxes, the effective sample size beside them."""
     arms = {arm: passes for arm, passes in summary["gates"].items() if passes}
     if not arms:
         return None
@@ -93,7 +92,7 @@ def gates(summary: Mapping[str, Any]) -> Figure | None:
             _gate_row(axes, place, _colour(number), row)
             _beside(axes, place, _ess_text(row))
         axes.axvline(1, color=GREY, linewidth=0.8, zorder=0)
-        _weight_scale(axes, [value for *_, row in rows for value in _weight_values(row)])
+        _weight_scale(axes, [value for *_, row in rows for _, value in row["quantiles"]])
         axes.set_xlabel("weight of a token")
         _beside(axes, -1.1, "ESS, % of tokens")
         _name_arms(axes, rows)
@@ -204,16 +203,14 @@ def _forest(axes: Axes, rows: Sequence[Row], pairs: Sequence[tuple[str, str]]) -
     """Differences of one measure, in points; y is the place of a row's pair."""
     for row in rows:
         y = pairs.index((row["arm"], row["against"]))
-        if row["margin"] is not None:
-            margin = 100 * row["margin"]
-            axes.add_patch(Rectangle((-margin, y - 0.5), 2 * margin, 1, color=SHADE, linewidth=0, zorder=0))
+        margin = 100 * row["margin"]
+        axes.add_patch(Rectangle((-margin, y - 0.5), 2 * margin, 1, color=SHADE, linewidth=0, zorder=0))
         if row["detectable"] is not None:
             ends = [-100 * row["detectable"], 100 * row["detectable"]]
             axes.plot(ends, [y, y], "|", color=GREY, markersize=11, zorder=1)
-        seeds = [100 * value for value in row["per_seed"] if value is not None]
+        seeds = [100 * value for value in row["per_seed"]]
         axes.plot(seeds, np.full(len(seeds), y + 0.25), "o", color=BLUE, alpha=0.4, markersize=3, linewidth=0)
-        if row["low"] is not None and row["high"] is not None:
-            axes.plot([100 * row["low"], 100 * row["high"]], [y, y], color=BLUE, linewidth=2)
+        axes.plot([100 * row["low"], 100 * row["high"]], [y, y], color=BLUE, linewidth=2)
         axes.plot(
             100 * row["difference"],
             y,
@@ -247,8 +244,7 @@ def _effects_legend(figure: Figure, rows: Sequence[Row]) -> None:
     marks.append(Line2D([], [], marker="o", ls="", color=BLUE, alpha=0.4, markersize=3, label="one seed"))
     if any(row["detectable"] is not None for row in rows):
         marks.append(Line2D([], [], marker="|", ls="", color=GREY, markersize=10, label="smallest detectable effect"))
-    if any(row["margin"] is not None for row in rows):
-        marks.append(Patch(color=SHADE, label="equivalence margin"))
+    marks.append(Patch(color=SHADE, label="equivalence margin"))
     figure.legend(handles=marks, loc="outside upper center", ncols=len(marks))
 
 
@@ -257,11 +253,11 @@ def _passes_holm(row: Row) -> bool:
 
 
 def _mean_curve(summary: Mapping[str, Any], arm: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Steps [n] and smoothed shares [seeds, n] of an arm's runs, over the steps that all of them have; runs that
-    failed are left out."""
+    """Steps [n] and smoothed shares [seeds, n] of an arm's runs, over the steps in which all of them had rollouts
+    graded; runs that failed are left out."""
     failed = {(run["arm"], str(run["seed"])) for run in summary["runs"] if run["status"] != "done"}
     curves = [
-        dict(zip(curve["step"], curve["correct"]))
+        {step: share for step, share in zip(curve["step"], curve["correct"]) if share is not None}
         for seed, curve in summary["curves"][arm].items()
         if (arm, str(seed)) not in failed and curve["step"]
     ]
@@ -327,31 +323,11 @@ def _pass_legend(figure: Figure, rows: Sequence[tuple[float, str, int, Row]], mo
 
 def _gate_row(axes: Axes, place: float, colour: str, row: Row) -> None:
     """A box from the lower to the upper quartile with the median in it, whiskers to the outermost quantiles known."""
-    if not row.get("quantiles"):
-        _gate_moments(axes, place, colour, row)
-        return
     shares, values = np.array(sorted(row["quantiles"]), dtype=float).T
     low, middle, high = np.interp((0.25, 0.5, 0.75), shares, values)
     axes.plot([values[0], values[-1]], [place, place], color=colour, linewidth=1.2)
     axes.add_patch(Rectangle((low, place - 0.32), high - low, 0.64, facecolor=colour, edgecolor=colour, alpha=0.55))
     axes.plot([middle, middle], [place - 0.36, place + 0.36], color="black", linewidth=1.6)
-
-
-def _gate_moments(axes: Axes, place: float, colour: str, row: Row) -> None:
-    """Mean and one standard deviation either side, a cross at the least."""
-    mean, std = row.get("mean") or 1.0, row.get("std") or 0.0
-    axes.plot([max(mean - std, 0.0), mean + std], [place, place], color=colour, linewidth=2.5)
-    axes.plot(mean, place, "o", color=colour, markersize=5)
-    if row.get("min") is not None:
-        axes.plot(row["min"], place, "x", color=colour, markersize=5)
-
-
-def _weight_values(row: Row) -> Iterable[float]:
-    """All that `_gate_row` draws."""
-    if row.get("quantiles"):
-        return [value for _, value in row["quantiles"]]
-    mean, std, least = row.get("mean") or 1.0, row.get("std") or 0.0, row.get("min")
-    return [mean + std, max(mean - std, 0.0), *([] if least is None else [least])]
 
 
 def _weight_scale(axes: Axes, values: Sequence[float]) -> None:

@@ -82,7 +82,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """A row per measure and arm; differences in percentage points."""
     first = comparisons[0]
-    covers = "over seeds and problems" if first.p is not None else "over problems only"
+    covers = "over seeds and problems" if len(first.per_seed) > 1 else "over problems only"
     title = f"minus {first.against}, in points [95 % interval {covers}]"
     table = Table("measure", "arm", "difference", "p", "Holm", title=title)
     table.add_column("permutation (least)")

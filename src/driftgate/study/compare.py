@@ -73,13 +73,16 @@ def compare_arms(
     return with_holm([_compare(arms, arm, against, measure, margin, seed) for measure in measures for arm in others])
 
 
-def with_holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """The same with p_holm: adjusted for all that are given together, within each measure."""
+def with_holm(comparisons: Sequence[Comparison], planned: int | None = None) -> list[Comparison]:
+    """The same with p_holm: adjusted for all that are given together, within each measure.
+
+    planned: comparisons in each measure, if not all that were planned are given.
+    """
     families: dict[str, list[float]] = {}
     for c in comparisons:
         if c.p is not None:
             families.setdefault(c.measure, []).append(c.p)
-    adjusted = {measure: iter(holm(p_values)) for measure, p_values in families.items()}
+    adjusted = {measure: iter(holm(p_values, planned)) for measure, p_values in families.items()}
     return [replace(c, p_holm=None if c.p is None else next(adjusted[c.measure])) for c in comparisons]
 
 

@@ -10,6 +10,8 @@ from ..errors import InputError
 from ..evaluate.evaluate import EvalSettings
 from ..recipe import check_config, checked, load_values, merge, parse_yaml
 from ..settings import Settings, differing, flat
+from .runs import REFERENCE_FOLDER, REFERENCES
+from .scores import samples_needed
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 """Of a folder."""
@@ -106,7 +108,20 @@ class Study(Settings):
     claims: tuple[Claim, ...] = ()
 
     @model_validator(mode="after")
+    def _known_measures(self) -> "Study":
+        if not self.measures or len(set(self.measures)) < len(self.measures):
+            raise ValueError(f"measures = {', '.join(self.measures)}: give at least one, and none twice")
+        for measure in self.measures:
+            try:
+                samples_needed(measure, self.exam.samples, "the exam")
+            except InputError as error:
+                raise ValueError(str(error).removeprefix("--")) from None
+        return self
+
+    @model_validator(mode="after")
     def _names(self) -> "Study":
+        for name in self.arms.keys() & {*REFERENCES, REFERENCE_FOLDER}:
+            raise ValueError(f"arms.{name}: the name is taken by models that no arm trains; choose another")
         for where, name in self._named():
             if name not in self.arms:
                 raise ValueError(f"{where} = {name}: there is no such arm; there are {', '.join(self.arms)}")

@@ -418,6 +418,8 @@ def _notes(config: TrainConfig) -> tuple[str, ...]:
     notes = [f"terms.{name} learns from {config.all_terms[name].stream} responses" for name in others]
     if config.rollout.horizon is not None:
         notes.append("rollout.horizon keeps responses shorter than max_new_tokens for a while")
+    if config.rollout.on_policy < 1:
+        notes.append("rollout.on_policy below 1 saves some rollouts")
     if config.rollout.teacher_prefix:
         notes.append("rollout.teacher_prefix has the teacher write, too")
     return tuple(notes)

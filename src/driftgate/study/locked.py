@@ -3,30 +3,28 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainConfig
-from .config import Study, settings_of
+import yaml
+
+from ..settings import flat
+from .config import Study
 from .runs import seed_of
 
 Hash = Callable[[Path], str]
 """Of a run folder."""
 
 
-def locked(
-    study: Study, configs: Mapping[str, TrainConfig], done: Mapping[str, Sequence[Path]]
-) -> list[dict[str, Any]]:
+def locked(study: Study, done: Mapping[str, Sequence[Path]]) -> list[dict[str, Any]]:
     """One entry for each thing: {"what", "hash": one or by seed, "same", "differs": arms whose runs have another}.
 
     done: the run folders of each arm. What goes by seed is compared within each seed.
     """
-    entries = [_entry(what, of, done, False) for what, of in FOR_ALL.items()]
-    entries += [_entry(what, of, done, True) for what, of in BY_SEED.items()]
-    settings = {arm: _settings(study, config) for arm, config in configs.items()}
-    base = settings[study.base]
-    others = [arm for arm, found in settings.items() if found != base]
-    return [{"what": "settings not under test", "hash": base, "same": not others, "differs": others}, *entries]
+    for_all = {"settings not under test": partial(_settings, study), **FOR_ALL}
+    entries = [_entry(what, of, done, False) for what, of in for_all.items()]
+    return entries + [_entry(what, of, done, True) for what, of in BY_SEED.items()]
 
 
 def _entry(what: str, of: Hash, done: Mapping[str, Sequence[Path]], by_seed: bool) -> dict[str, Any]:
@@ -41,12 +39,12 @@ def _entry(what: str, of: Hash, done: Mapping[str, Sequence[Path]], by_seed: boo
     return {"what": what, "hash": shown, "same": not others, "differs": list(dict.fromkeys(others))}
 
 
-def _settings(study: Study, config: TrainConfig) -> str:
-    """Of all settings but the seed and those that may vary."""
+def _settings(study: Study, run: Path) -> str:
+    """Of all settings that it ran with but the seed and those that may vary."""
     groups = ("seed", *study.varies)
     kept = {
         key: value
-        for key, value in settings_of(config).items()
+        for key, value in flat(yaml.safe_load((run / "config.yaml").read_text())).items()
         if not any(key == group or key.startswith(f"{group}.") for group in groups)
     }
     return sha256_of(kept)
@@ -77,9 +75,9 @@ def _exam(run: Path) -> str:
 
 
 def _code(run: Path) -> str:
-    """Commit, changes and versions of the first session."""
-    session = json.loads((run / "environment.json").read_text())[0]
-    return sha256_of([session["git"], session["packages"]])
+    """Commit, changes and versions of every session, each once."""
+    sessions = json.loads((run / "environment.json").read_text())
+    return sha256_of(sorted({sha256_of([session["git"], session["packages"]]) for session in sessions}))
 
 
 def _steps(run: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from ..config import TrainConfig
 from ..data.benchmarks import EMBEDDED_SIZE, PUBLISHED, benchmark_name, load_benchmark
+from ..evaluate.evaluate import check_values
 from ..sandbox.tasks import BENCHMARKS
 from .config import Exam, Study, arm_configs, load_study
 from .estimate import Estimate, estimate, estimate_table
@@ -14,14 +15,18 @@ from .estimate import Estimate, estimate, estimate_table
 def print_plan(path: Path, console: Console, mean_length: float) -> None:
     """Runs, tokens, memory, time and assumptions. mean_length: of a response, as a fraction of its limit.
 
-    Raises InputError for a wrong study, as a run would.
+    Raises InputError for a wrong study.
     """
     study = load_study(path)
     configs = arm_configs(study)
     estimates = {name: _estimate(study, config, mean_length) for name, config in configs.items()}
+    for config in configs.values():
+        check_values(study.exam.settings(config))
     runs = len(study.arms) * len(study.seeds)
     console.print(f"{path}: {len(study.arms)} arms x {len(study.seeds)} seeds = {runs} runs", highlight=False)
     console.print(estimate_table(estimates, len(study.seeds)))
+    if study.exam.references:
+        console.print("- not counted: examining the untrained student and the teacher once", highlight=False)
 
 
 def _estimate(study: Study, config: TrainConfig, mean_length: float) -> Estimate:

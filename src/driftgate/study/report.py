@@ -147,26 +147,12 @@ def _done(summary: Mapping[str, Any], arm: str) -> list[Mapping[str, Any]]:
 
 
 def _seeds_table(summary: Mapping[str, Any], measure: str) -> list[dict[str, Any]]:
-    """A row for each comparison of a measure, a column for each seed; None for a seed without both runs."""
+    """A row for each comparison of a measure, a column for each seed."""
     return [
-        {"name": f"{row['arm']} - {row['against']}", "by_seed": _by_seed(summary, row), "all": row["difference"]}
+        {"name": f"{row['arm']} - {row['against']}", "by_seed": row["per_seed"], "all": row["difference"]}
         for row in summary["comparisons"]
         if row["measure"] == measure
     ]
-
-
-def _by_seed(summary: Mapping[str, Any], row: Mapping[str, Any]) -> list[float | None]:
-    """A comparison's differences in the order of the study's seeds.
-
-    `per_seed` has a value for each seed, or for those that both arms finished.
-    """
-    seeds, values = summary["seeds"], row["per_seed"]
-    if len(values) == len(seeds):
-        return values
-    finished = [{str(run["seed"]) for run in _done(summary, row[arm])} for arm in ("arm", "against")]
-    both = [str(seed) for seed in seeds if all(str(seed) in part for part in finished)]
-    known = dict(zip(both, values)) if len(both) == len(values) else {}
-    return [known.get(str(seed)) for seed in seeds]
 
 
 def _by_benchmark(summary: Mapping[str, Any], measures: Sequence[str]) -> list[dict[str, Any]]:
@@ -241,8 +227,7 @@ def _captions(summary: Mapping[str, Any]) -> dict[str, str]:
         "learning": f"Share of rollouts right on each step's prompts, as a running mean over {steps} steps. Line: mean "
         f"over {seeds}.{band} Runs that failed are left out.",
         "gates": "Weights of the tokens by pass, scaled to mean 1, averaged over updates and seeds. Box: quartiles, "
-        "with the median; line: to the outermost quantiles recorded. Where no quantiles were recorded: mean (dot), one "
-        "standard deviation either side, smallest weight (cross), before scaling. ESS: share of the tokens that the "
+        "with the median; line: to the outermost quantiles recorded. ESS: share of the tokens that the "
         "weighted mean is worth (Kish).",
         "drift": "How far the student has moved from the one that wrote the rollout, averaged over updates and seeds. "
         "Full dots: mean |d| over tokens. Open dots: mean over spans of |mean d|. A pass in which nothing moved is not "
@@ -257,7 +242,8 @@ def _made(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("commit", summary["commit"] or "not known"),
         ("versions", versions),
         ("machine", f"{_plural(summary['cpus'], 'CPU core')}"),
-        ("time", f"{_duration(summary['seconds'])} of wall time, {_duration(summary['cpu_seconds'])} of CPU time"),
+        ("wall time", _duration(summary["seconds"])),
+        ("CPU time", f"{_duration(summary['cpu_seconds'])}, in training the runs that are finished"),
         ("training seeds", ", ".join(map(str, summary["seeds"]))),
         ("passes", ", ".join(f"{arm}: {count}" for arm, count in summary["passes"].items())),
         ("problems", ", ".join(f"{name}: {count}" for name, count in summary["problems"].items())),

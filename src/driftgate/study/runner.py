@@ -4,26 +4,32 @@ What is in the folder is taken up: runs and examinations resume, finished ones a
 tried again the next time; the others go on.
 """
 
+import gc
 import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 
-from ..config import TrainConfig
+from ..config import ModelSettings, TrainConfig
+from ..data.benchmarks import load_benchmark
 from ..errors import InputError, RunError
 from ..evaluate.evaluate import EvalSettings, check_settings, evaluate, load_examinee, responses_of
 from ..files import replace_file
 from ..train.run import run
 from ..train.setup import lock, resolved_config
+from ..train.stop import Stopped
 from ..workers import Workers
 from .config import Study, arm_configs, load_study
 from .report import write_report
@@ -44,6 +50,18 @@ class Job:
     trained: bool = True
     """False for a reference: its model is the configuration's student or teacher, named by `model`."""
     model: str = ""
+
+    @property
+    def how(self) -> ModelSettings:
+        """Of the model that is examined: how its numbers are held."""
+        return self.config.teacher if self.model == self.config.teacher.path else self.config.student
+
+    @property
+    def examined(self) -> dict[str, Any] | None:
+        """What a reference is; a run's own config.yaml says it of a trained model."""
+        if self.trained:
+            return None
+        return {"path": self.model, "dtype": self.how.dtype, "compute": self.how.compute}
 
     @property
     def work(self) -> int:
@@ -97,11 +115,29 @@ def check(jobs: Sequence[Job]) -> None:
     """Raises InputError for examinations that cannot be and for folders that hold other runs."""
     for exam in {job.exam for job in jobs}:
         check_settings(exam)
+        for name in exam.benchmarks:
+            if len(load_benchmark(name, exam.limit)) < 2:
+                raise InputError(f"exam: {name} has one problem, which has no spread to judge by; give at least 2")
     for job in jobs:
-        if job.trained and (job.folder / "config.yaml").is_file():
-            resolved_config(job.config, job.folder)
-        if is_done(job) and _done(job)["exam"] != _as_json(job.exam):
-            raise InputError(f"{job.folder}: was examined otherwise; choose another --out, or remove its eval folder")
+        _check_folder(job)
+
+
+def _check_folder(job: Job) -> None:
+    """Raises InputError where it holds a run or an examination of something else."""
+    if job.trained and (job.folder / "config.yaml").is_file():
+        resolved_config(job.config, job.folder)
+        steps = yaml.safe_load((job.folder / "config.yaml").read_text())["steps"]
+        if steps != job.config.steps:
+            raise InputError(
+                f"{job.folder}: holds a run of {steps} steps, the study asks for {job.config.steps}; choose another "
+                f"--runs or --out, or remove the folder"
+            )
+    done = _done(job)
+    if done and (done["exam"] != _as_json(job.exam) or done.get("model") != job.examined):
+        raise InputError(
+            f"{job.folder}: was examined otherwise, or is another model; choose another --runs or --out, or remove "
+            f"its eval folder"
+        )
 
 
 def do(jobs: Sequence[Job], console: Console, workers: int, out: Path) -> dict[str, str]:
@@ -138,7 +174,11 @@ def do(jobs: Sequence[Job], console: Console, workers: int, out: Path) -> dict[s
         for job in left:
             future = pool.start(job.name, job.work, do_one, job)
             future.add_done_callback(lambda future, job=job: tell_end(job, future))
-        pool.wait(advance)
+        try:
+            pool.wait(advance)
+        except BrokenProcessPool:
+            lost = [job.name for job in left if job.name not in finished]
+            failed |= dict.fromkeys(lost, "its process was killed, perhaps for want of memory; run the command again")
     return failed
 
 
@@ -149,19 +189,28 @@ def do_one(job: Job, tell: Tell) -> str | None:
         if job.trained:
             with costed(job.folder, "train"):
                 run(job.config, job.folder, Console(quiet=True), lambda steps: tell(steps * job.per_step))
+            gc.collect()  # the examination takes the memory that it finds free
+            torch.cuda.empty_cache()
         with costed(job.folder, "exam"):
-            how = job.config.teacher if job.model == job.config.teacher.path else job.config.student
+            how = job.how
             model = load_examinee(job.model or str(job.folder), job.config.device, how.dtype, how.compute)
             evaluate(model, job.exam, job.folder / "eval", tell)
-    except (RunError, torch.OutOfMemoryError) as error:
-        replace_file(job.folder / "failed.json", json.dumps({"error": str(error)}) + "\n")
-        return str(error)
-    replace_file(job.folder / "done.json", json.dumps({"steps": job.config.steps, "exam": _as_json(job.exam)}) + "\n")
+    except Stopped:
+        raise
+    except Exception as error:  # whatever it is, the other runs go on
+        known = isinstance(error, (InputError, RunError, torch.OutOfMemoryError))
+        why = str(error) if known else f"{type(error).__name__}: {error}"
+        noted = {"error": why, "traceback": traceback.format_exc()}
+        replace_file(job.folder / "failed.json", json.dumps(noted, indent=1) + "\n")
+        return why
+    done = {"steps": job.config.steps, "exam": _as_json(job.exam), "model": job.examined}
+    replace_file(job.folder / "done.json", json.dumps(done) + "\n")
     return None
 
 
 def is_done(job: Job) -> bool:
-    return _done(job).get("steps") == job.config.steps
+    done = _done(job)
+    return bool(done) and (done["steps"] == job.config.steps or not job.trained)
 
 
 def _done(job: Job) -> dict[str, Any]:

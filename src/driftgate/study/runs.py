@@ -4,6 +4,7 @@ from pathlib import Path
 
 REFERENCES = ("student, before", "teacher")
 """Models that no arm trains, examined for comparison."""
+REFERENCE_FOLDER = "references"
 
 
 def run_folder(runs: Path, arm: str, seed: int) -> Path:
@@ -11,7 +12,7 @@ def run_folder(runs: Path, arm: str, seed: int) -> Path:
 
 
 def reference_folder(runs: Path, name: str) -> Path:
-    return runs / "references" / name.replace(", ", "-")
+    return runs / REFERENCE_FOLDER / name.replace(", ", "-")
 
 
 def seed_of(run: Path) -> str:

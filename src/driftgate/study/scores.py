@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
 from ..evaluate.passk import pass_at_k
+from ..settings import differing, flat
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Scores:
     """benchmark -> ids, in the order of `correct`."""
     correct: Mapping[str, np.ndarray]
     """benchmark -> bool [seeds, problems, samples]."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """How the answers were sampled and what the benchmarks held, where the folder says so."""
 
     @property
     def seeds(self) -> int:
@@ -41,11 +45,16 @@ def read_scores(folders: Sequence[Path]) -> Scores:
     for part in parts[1:]:
         require_same_problems(part, parts[0])
     correct = {name: np.concatenate([part.correct[name] for part in parts]) for name in parts[0].problems}
-    return Scores(", ".join(map(str, folders)), parts[0].problems, correct)
+    return Scores(", ".join(map(str, folders)), parts[0].problems, correct, parts[0].asked)
 
 
 def require_same_problems(scores: Scores, other: Scores) -> None:
-    """Raises InputError where the two were not asked the same problems equally often."""
+    """Raises InputError where the two were not asked the same problems equally often and in the same way."""
+    for name in differing(scores.asked, other.asked) if scores.asked and other.asked else []:
+        raise InputError(
+            f"{scores.name}: {name} = {scores.asked.get(name)}, but {other.asked.get(name)} in {other.name}; "
+            "evaluate both in the same way"
+        )
     if set(scores.problems) != set(other.problems):
         names = sorted(set(scores.problems) ^ set(other.problems))
         raise InputError(f"{scores.name}: benchmarks differ from {other.name} ({', '.join(names)}); {_SAME}")
@@ -63,6 +72,8 @@ def require_same_problems(scores: Scores, other: Scores) -> None:
             raise InputError(f"{scores.name}: {samples} samples a problem of {name}, {others} in {other.name}; {_SAME}")
 
 
+_SAMPLED = ("temperature", "top_p", "max_new_tokens")
+"""Settings without which two evaluations are no comparison."""
 _SAME = "evaluate both on the same benchmarks, with the same --limit and --samples"
 
 
@@ -100,7 +111,18 @@ def _read_folder(folder: Path) -> Scores:
     answers = _read_answers(path)
     problems = {name: tuple(sorted(part)) for name, part in answers.items()}
     correct = {name: _as_array(part, problems[name], f"{path}, {name}") for name, part in answers.items()}
-    return Scores(str(folder), problems, correct)
+    return Scores(str(folder), problems, correct, _read_asked(path.parent))
+
+
+def _read_asked(folder: Path) -> dict[str, Any]:
+    """Of eval.json, by dotted name; empty where there is none. Raises InputError where the evaluation has not ended."""
+    path = folder / "eval.json"
+    if not path.is_file():
+        return {}
+    if not (folder / "result.json").is_file():
+        raise InputError(f"{folder}: the evaluation has not ended; give `driftgate eval` the same command to go on")
+    asked = json.loads(path.read_text())
+    return flat({"benchmarks": asked["benchmarks"], **{name: asked["settings"].get(name) for name in _SAMPLED}})
 
 
 def _read_answers(path: Path) -> dict[str, dict[str, dict[int, bool]]]:

@@ -45,13 +45,16 @@ def smallest_detectable(mean: TwoWayMean) -> np.ndarray:
     return bisect(surplus_power, np.zeros_like(critical), critical + 10.0) * mean.se
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], tests: int | None = None) -> list[float]:
     """Adjusted for testing all of them: the chance of any false positive stays below the level each is read at.
+
+    tests: how many were planned, where some could not be made; those count as if they had found nothing.
 
     Holm (1979, Scandinavian Journal of Statistics 6, 65); valid under any dependence, such as a shared base.
     """
     order = np.argsort(p_values)
-    steps = np.asarray(p_values, dtype=np.float64)[order] * np.arange(len(order), 0, -1)
+    planned = len(order) if tests is None else tests
+    steps = np.asarray(p_values, dtype=np.float64)[order] * np.arange(planned, planned - len(order), -1)
     adjusted = np.empty(len(order))
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
     return adjusted.tolist()

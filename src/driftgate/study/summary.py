@@ -21,7 +21,7 @@ from .compare import Comparison, arm_scores, compare_arms, with_holm
 from .config import Claim, Study, settings_of
 from .locked import locked
 from .runs import REFERENCES, reference_folder, run_folder, seed_of
-from .scores import Scores, read_scores
+from .scores import Scores, read_scores, samples_needed
 from .verdict import verdict
 
 VERSIONS = ("driftgate", "torch", "transformers", "numpy", "scipy")
@@ -34,7 +34,8 @@ def summarise(
     rows = [_run(study, arm, seed, run_folder(runs, arm, seed)) for arm in configs for seed in study.seeds]
     whole = [arm for arm in configs if all(row["status"] == "done" for row in rows if row["arm"] == arm)]
     scores = {arm: read_scores([run_folder(runs, arm, seed) for seed in study.seeds]) for arm in whole}
-    comparisons = with_holm([c for base in _bases(study) for c in _compare(study, base, scores)])
+    planned = sum(study.against(arm) != arm for arm in study.arms)
+    comparisons = with_holm([c for base in _bases(study) for c in _compare(study, base, scores)], planned)
     done = {
         arm: [run_folder(runs, arm, r["seed"]) for r in rows if r["arm"] == arm and r["status"] == "done"]
         for arm in configs
@@ -54,7 +55,7 @@ def summarise(
         "samples": study.exam.samples,
         "problems": {name: len(ids) for name, ids in next(iter(scores.values())).problems.items()} if scores else {},
         "arms": _arms(study, configs),
-        "locked": locked(study, configs, done),
+        "locked": locked(study, done),
         "runs": rows,
         "scores": _scores(study, scores, runs),
         "comparisons": [_rounded(asdict(c)) for c in comparisons],
@@ -101,7 +102,10 @@ def _run(study: Study, arm: str, seed: int, folder: Path) -> dict[str, Any]:
         return row | {"error": "not finished"}
     result = json.loads((folder / "eval" / "result.json").read_text())
     scores = {
-        group: {measure: round(found[measure]["mean"], 6) for measure in study.measures}
+        group: {
+            measure: round(found[f"pass@{samples_needed(measure, study.exam.samples, 'exam')}"]["mean"], 6)
+            for measure in study.measures
+        }
         for group, found in result["pass"].items()
     }
     costs = [json.loads(line) for line in (folder / "cost.jsonl").read_text().splitlines()]
