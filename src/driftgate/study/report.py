@@ -223,7 +223,8 @@ def _captions(summary: Mapping[str, Any]) -> dict[str, str]:
         f"A filled square has a Holm-adjusted p below {level}, a hollow one has not. Small dots: single seeds. Grey "
         f"ticks: the smallest effect that the study would mostly detect. Shaded: the equivalence margin.",
         "costs": "What an arm scores against what a run of it cost: rollout tokens, and CPU time for training. "
-        f"Lines are 95 % intervals over {over}, of scores, not of differences.",
+        f"Lines are 95 % intervals over {over}, of scores, not of differences. On the left, arms of more "
+        "passes stand a little to the right of their cost, so that none hides another.",
         "learning": f"Share of rollouts right on each step's prompts, as a running mean over {steps} steps. Line: mean "
         f"over {seeds}.{band} Runs that failed are left out.",
         "gates": "Weights of the tokens by pass, scaled to mean 1, averaged over updates and seeds. Box: quartiles, "
