@@ -189,8 +189,8 @@ def _cost(summary: Mapping[str, Any], arm: str) -> tuple[float, float] | None:
 
 
 def _cost_panel(axes: Axes, summary: Mapping[str, Any], measure: str, costs: Mapping[str, float], apart: bool) -> None:
-    """apart: an arm stands 4 points further to the right for each doubling of its passes and 2 with weights, so that arms
-    which cost the same do not hide one another."""
+    """apart: an arm stands 4 points further to the right for each doubling of its passes, 2 with weights, so that arms
+    of the same cost do not hide one another."""
     for arm, cost in costs.items():
         score, colour = summary["scores"][arm][measure]["mean"], _doubled(summary["passes"][arm])
         shape, face = ("s", "white") if summary["gates"].get(arm) else ("o", colour)
