@@ -294,6 +294,19 @@ def test_what_arms_do_not_share_is_told(study_file, tmp_path):
     assert entries["student before training: weights, tokenizer"]["same"]
 
 
+def test_prompts_are_the_same_as_far_as_runs_of_different_lengths_go(study_file, tmp_path):
+    path = study_file(varies=["gate", "steps"], seeds=[0])
+    values = yaml.safe_load(path.read_text())
+    values["arms"]["gated"]["settings"]["steps"] = 1
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    study = load_study(path)
+    configs = arm_configs(study)
+    for job in jobs_of(study, configs, tmp_path):
+        assert not job.trained or do_one(job, lambda count: None) is None
+    entries = {e["what"]: e for e in locked(study, {arm: [run_folder(tmp_path, arm, 0)] for arm in configs})}
+    assert entries["prompts shown, in order, in the first 1 steps"]["same"]
+
+
 def test_a_dry_run_says_what_the_paper_s_table_would_take_and_starts_nothing(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     words = ["study", str(STUDIES / "qwen3_six_variants.yaml"), "--dry-run", "--mean-length", "0.5"]

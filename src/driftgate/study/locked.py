@@ -24,7 +24,11 @@ def locked(study: Study, done: Mapping[str, Sequence[Path]]) -> list[dict[str, A
     """
     for_all = {"settings not under test": partial(_settings, study), **FOR_ALL}
     entries = [_entry(what, of, done, False) for what, of in for_all.items()]
-    return entries + [_entry(what, of, done, True) for what, of in BY_SEED.items()]
+    lengths = {len(_steps(folder)) for folders in done.values() for folder in folders}
+    common = min(lengths, default=0)
+    shown = "prompts shown, in order" + (f", in the first {common} steps" if len(lengths) > 1 else "")
+    by_seed = {shown: partial(_shown, steps=common), "first rollout batch, token by token": _first_rollout}
+    return entries + [_entry(what, of, done, True) for what, of in by_seed.items()]
 
 
 def _entry(what: str, of: Hash, done: Mapping[str, Sequence[Path]], by_seed: bool) -> dict[str, Any]:
@@ -59,9 +63,9 @@ def _session(run: Path, key: str) -> str:
     return json.loads((run / "environment.json").read_text())[0][key]
 
 
-def _shown(run: Path) -> str:
-    """Which prompts each step showed, and how often."""
-    return sha256_of([[(row["prompt"], row["sample"]) for row in _rows(path)] for path in _steps(run)])
+def _shown(run: Path, steps: int) -> str:
+    """Which prompts each of the first steps showed, and how often."""
+    return sha256_of([[(row["prompt"], row["sample"]) for row in _rows(path)] for path in _steps(run)[:steps]])
 
 
 def _first_rollout(run: Path) -> str:
@@ -94,8 +98,4 @@ FOR_ALL: dict[str, Hash] = {
     "teacher: weights, tokenizer": lambda run: _session(run, "teacher_sha256"),
     "examination: settings, problems": _exam,
     "code and versions": _code,
-}
-BY_SEED: dict[str, Hash] = {
-    "prompts shown, in order": _shown,
-    "first rollout batch, token by token": _first_rollout,
 }
