@@ -46,8 +46,12 @@ class Study:
 
     def _compared(self, arm: str) -> list[str]:
         """The cells of its comparison in pass@1, if it is compared with another."""
-        found = [c for c in self.summary["comparisons"] if (c["arm"], c["measure"]) == (arm, "pass@1")]
-        return compared(found[0]) if found else [""] * 4
+        found = self._comparison(arm)
+        return compared(found) if found else [""] * 4
+
+    def _comparison(self, arm: str) -> Any:
+        """Of an arm in pass@1; None where it is not compared."""
+        return next((c for c in self.summary["comparisons"] if (c["arm"], c["measure"]) == (arm, "pass@1")), None)
 
     @property
     def verdicts(self) -> str:
@@ -90,15 +94,7 @@ class Study:
     @property
     def costs(self) -> str:
         """A row an arm: what it took and what it gave."""
-        heads = [
-            "arm",
-            "rollout tokens, thousands",
-            "CPU-seconds",
-            "drift",
-            "pass@1",
-            "pass@8",
-            "points against",
-        ]
+        heads = ["arm", "rollout tokens, thousands", "CPU-seconds", "drift", "pass@1", "pass@8", "points against"]
         return markdown(heads, [self._cost_row(arm) for arm in self.summary["arms"]])
 
     def _cost_row(self, arm: str) -> list[str]:
@@ -136,26 +132,13 @@ class Study:
             f"[the data](../results/studies/{self.name}/summary.json)."
         )
 
-    def points(self, arm: str, measure: str = "pass@1") -> str:
-        """An arm's difference with its interval."""
-        found = next(c for c in self.summary["comparisons"] if c["arm"] == arm and c["measure"] == measure)
-        return interval(found, "difference", "+")
+    def points(self, arm: str) -> str:
+        """An arm's difference in pass@1 with its interval."""
+        return interval(self._comparison(arm), "difference", "+")
 
-    def p(self, arm: str, kind: str = "p", measure: str = "pass@1") -> str:
-        """A p of an arm's comparison."""
-        found = next(c for c in self.summary["comparisons"] if c["arm"] == arm and c["measure"] == measure)
-        return f"{found[kind]:.2g}"
-
-    def detectable(self, measure: str = "pass@1") -> str:
-        """The least and the largest of the smallest detectable effects, in points."""
-        found = [c["detectable"] for c in self.summary["comparisons"] if c["measure"] == measure and c["detectable"]]
-        return f"{100 * min(found):.1f} to {100 * max(found):.1f}"
-
-    def least_holm(self, measure: str = "pass@1") -> str:
-        found = [
-            c["p_holm"] for c in self.summary["comparisons"] if c["measure"] == measure and c["p_holm"] is not None
-        ]
-        return f"{min(found):.2f}"
+    def p(self, arm: str, kind: str = "p") -> str:
+        """A p of an arm's comparison in pass@1."""
+        return f"{self._comparison(arm)[kind]:.2g}"
 
     def low(self, arm: str) -> str:
         """What a twentieth of the tokens weigh less than, in the last pass."""

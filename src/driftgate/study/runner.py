@@ -192,8 +192,8 @@ def do_one(job: Job, tell: Tell) -> str | None:
             gc.collect()  # the examination takes the memory that it finds free
             torch.cuda.empty_cache()
         with costed(job.folder, "exam"):
-            how = job.how
-            model = load_examinee(job.model or str(job.folder), job.config.device, how.dtype, how.compute)
+            path = job.model or str(job.folder)
+            model = load_examinee(path, job.config.device, job.how.dtype, job.how.compute)
             evaluate(model, job.exam, job.folder / "eval", tell)
     except Stopped:
         raise
