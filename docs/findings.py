@@ -9,18 +9,34 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
+CONTROLS = {
+    "sandbox_controls_paper_lsm": "paper, LSM",
+    "sandbox_controls_paper_sampled": "paper, sampled token",
+    "sandbox_controls_drift_lsm": "drift, LSM",
+    "sandbox_controls_steep_lsm": "steep, LSM",
+    "sandbox_controls_steep_sampled": "steep, sampled token",
+}
+"""Studies of the controls, and the regime and objective of each."""
 
 
 def page() -> str:
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True)
     studies = {path.parent.name: Study(path) for path in sorted((RESULTS / "studies").glob("*/summary.json"))}
-    return environment.get_template("findings.j2").render(studies=studies, regime=regime())
+    return environment.get_template("findings.j2").render(studies=studies, regime=regime(), controls=controls(studies))
 
 
 def regime() -> str:
     """The search for a regime, a row a run."""
     rows = list(csv.DictReader((RESULTS / "regime.csv").open()))
     return markdown(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def controls(studies: dict[str, "Study"]) -> str:
+    """Differences in pass@1 to no gate, a row an arm, a column a study of the controls."""
+    shown = {name: what for name, what in CONTROLS.items() if name in studies}
+    arms = dict.fromkeys(arm for name in shown for arm in studies[name].summary["arms"] if arm != "none")
+    rows = [[arm, *(studies[name].difference(arm) for name in shown)] for arm in arms]
+    return markdown(["arm", *shown.values()], rows)
 
 
 class Study:
@@ -135,6 +151,18 @@ class Study:
     def points(self, arm: str) -> str:
         """An arm's difference in pass@1 with its interval."""
         return interval(self._comparison(arm), "difference", "+")
+
+    def difference(self, arm: str) -> str:
+        """As `points`; bold where Holm's p is below 0.05, with "≈" where it is shown to lie within the margin."""
+        c = self._comparison(arm)
+        text = f"**{self.points(arm)}**" if c["p_holm"] < 0.05 else self.points(arm)
+        return text + " ≈" * (c["p_equivalence"] < 0.05)
+
+    def against_block64(self, arm: str) -> str:
+        """An arm's difference in pass@1 to Block64, by `driftgate compare` on the same runs."""
+        found = json.loads((RESULTS / "studies" / self.name / "against_block64.json").read_text())["comparisons"]
+        c = next(c for c in found if (c["arm"], c["measure"]) == (arm, "pass@1"))
+        return f"{interval(c, 'difference', '+')}, equivalence p {c['p_equivalence']:.2g}"
 
     def p(self, arm: str, kind: str = "p") -> str:
         """A p of an arm's comparison in pass@1."""

@@ -308,8 +308,20 @@ def test_learning_curves_are_the_seeds_that_finished():
     assert figure is not None
     drawn = figure.axes[1].lines[-1].get_ydata()
     curves = [summary["curves"]["block64"][seed]["correct"] for seed in ("0", "2")]
-    by_hand = [np.mean([np.mean(c[max(0, i - 2) : i + 3]) for c in curves]) for i in range(6)]
+    by_hand = [np.mean([np.mean(c[max(0, i - 1) : i + 2]) for c in curves]) for i in range(6)]
     assert drawn == pytest.approx(by_hand)
+
+
+def test_a_curve_is_smoothed_by_the_length_of_its_own_run():
+    assert [study_plots.smoothing(steps) for steps in (6, 40, 80, 400)] == [3, 5, 9, 41]
+
+
+@pytest.mark.parametrize("passes", [2, 5, 8, 30])
+def test_every_pass_has_a_colour_of_its_own(passes):
+    moved = {str(number): {"abs": 0.001 * number, "span": None} for number in range(1, passes + 1)}
+    figure = study_plots.drift({"drift": {"block64": moved}})
+    assert figure is not None
+    assert len({line.get_color() for line in figure.axes[0].lines if line.get_marker() == "o"}) == passes
 
 
 def test_steps_without_a_graded_rollout_are_left_out_of_the_learning_curve():

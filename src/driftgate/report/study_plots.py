@@ -16,6 +16,7 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
@@ -26,7 +27,7 @@ from .plots import STYLE, running_mean
 
 BLUE, ORANGE, GREY, SHADE = "#0072B2", "#D55E00", "#777777", "#E8EDF2"
 PASSES = ("#081D58", "#1D91C0", "#7FCDBB", "#B8A000", "#F0C000")
-"""Of passes 1, 2, ...; from dark to light. Later ones take the last."""
+"""Of passes 1, 2, ...; from dark to light. More passes take shades between."""
 LOOK: Any = {**STYLE, "text.parse_math": False, "legend.fontsize": 8.5}
 WIDTH = 10.0
 """Inches of every figure."""
@@ -87,10 +88,11 @@ def gates(summary: Mapping[str, Any]) -> Figure | None:
     if not arms:
         return None
     rows = _pass_rows(arms)
+    colours = _colours(rows)
     with plt.rc_context(LOOK):
         figure, axes = plt.subplots(figsize=(WIDTH, 1.3 + 0.21 * len(rows) + 0.1 * len(arms)), layout="constrained")
         for place, _, number, row in rows:
-            _gate_row(axes, place, _colour(number), row)
+            _gate_row(axes, place, colours[number], row)
             _beside(axes, place, _ess_text(row))
         axes.axvline(1, color=GREY, linewidth=0.8, zorder=0)
         _weight_scale(axes, [value for *_, row in rows for _, value in row["quantiles"]])
@@ -109,12 +111,13 @@ def drift(summary: Mapping[str, Any]) -> Figure | None:
     if not rows:
         return None
     values = [row[key] for *_, row in rows for key in ("abs", "span") if row.get(key)]
+    colours = _colours(rows)
     with plt.rc_context(LOOK):
         figure, axes = plt.subplots(figsize=(WIDTH, 1.3 + 0.19 * len(rows) + 0.1 * len(arms)), layout="constrained")
         for place, _, number, row in rows:
-            for key, face in (("abs", _colour(number)), ("span", "white")):
+            for key, face in (("abs", colours[number]), ("span", "white")):
                 if row.get(key):
-                    axes.plot(row[key], place, "o", color=_colour(number), markerfacecolor=face, markersize=6)
+                    axes.plot(row[key], place, "o", color=colours[number], markerfacecolor=face, markersize=6)
         _drift_scale(axes, values)
         axes.set_xlabel("drift since the rollout, nats a token")
         _name_arms(axes, rows)
@@ -158,9 +161,9 @@ def base_of(summary: Mapping[str, Any]) -> str | None:
     return max(dict.fromkeys(against), key=against.count) if against else None
 
 
-def smoothing(summary: Mapping[str, Any]) -> int:
-    """Steps that the learning curves' running mean goes over: a tenth of the run, odd, five at least."""
-    return max(5, summary["steps"] // 10 // 2 * 2 + 1)
+def smoothing(steps: int) -> int:
+    """Steps that a learning curve's running mean goes over: a tenth of the arm's run, odd, three at least."""
+    return max(3, steps // 10 // 2 * 2 + 1)
 
 
 def as_svg(figure: Figure) -> str:
@@ -275,7 +278,7 @@ def _mean_curve(summary: Mapping[str, Any], arm: str) -> tuple[np.ndarray, np.nd
     steps = sorted(set.intersection(*map(set, curves))) if curves else []
     if not steps:
         return None
-    return np.array(steps), np.array([running_mean([c[s] for s in steps], smoothing(summary)) for c in curves])
+    return np.array(steps), np.array([running_mean([c[s] for s in steps], smoothing(len(steps))) for c in curves])
 
 
 def _learning_legend(figure: Figure, base: str | None, seeds: int) -> None:
@@ -327,8 +330,7 @@ def _name_arms(axes: Axes, rows: Sequence[tuple[float, str, int, Row]]) -> None:
 
 
 def _pass_legend(figure: Figure, rows: Sequence[tuple[float, str, int, Row]], more: Sequence[Any] = ()) -> None:
-    numbers = sorted({number for _, _, number, _ in rows})
-    marks = [Line2D([], [], marker="s", ls="", color=_colour(n), label=f"pass {n}") for n in numbers]
+    marks = [Line2D([], [], marker="s", ls="", color=c, label=f"pass {n}") for n, c in _colours(rows).items()]
     figure.legend(handles=[*marks, *more], loc="outside upper center", ncols=min(8, len(marks) + len(more)))
 
 
@@ -372,8 +374,13 @@ def _drift_scale(axes: Axes, values: Sequence[float]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _colour(number: int) -> str:
-    return PASSES[min(number, len(PASSES)) - 1]
+def _colours(rows: Sequence[tuple[float, str, int, Row]]) -> dict[int, str]:
+    """A colour for each pass, in their order."""
+    numbers = sorted({number for _, _, number, _ in rows})
+    if numbers[-1] <= len(PASSES):
+        return {number: PASSES[number - 1] for number in numbers}
+    shades = LinearSegmentedColormap.from_list("passes", PASSES)
+    return {number: to_hex(shades((number - 1) / (numbers[-1] - 1))) for number in numbers}
 
 
 def _short(name: str) -> str:

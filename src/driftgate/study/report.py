@@ -217,7 +217,7 @@ def _captions(summary: Mapping[str, Any]) -> dict[str, str]:
     many, seeds = len(summary["seeds"]) > 1, _plural(len(summary["seeds"]), "seed")
     over = f"{seeds} and problems" if many else "problems alone"
     band = " Band: from the least to the largest seed, which is not an interval." if many else ""
-    level, steps = study_plots.HOLM_LEVEL, study_plots.smoothing(summary)
+    level = study_plots.HOLM_LEVEL
     return {
         "effects": f"Difference of each arm to the one that it is compared with; lines are 95 % intervals over {over}. "
         f"A filled square has a Holm-adjusted p below {level}, a hollow one has not. Small dots: single seeds. Grey "
@@ -225,7 +225,8 @@ def _captions(summary: Mapping[str, Any]) -> dict[str, str]:
         "costs": "What an arm scores against what a run of it cost: rollout tokens, and CPU time for training. "
         f"Lines are 95 % intervals over {over}, of scores, not of differences. On the left, arms of more "
         "passes stand a little to the right of their cost, so that none hides another.",
-        "learning": f"Share of rollouts right on each step's prompts, as a running mean over {steps} steps. Line: mean "
+        "learning": f"Share of rollouts right on each step's prompts, as a running mean over a tenth of an "
+        f"arm's steps, three at least. Line: mean "
         f"over {seeds}.{band} Runs that failed are left out.",
         "gates": "Weights of the tokens by pass, scaled to mean 1, averaged over updates and seeds. Box: quartiles, "
         "with the median; line: to the outermost quantiles recorded. ESS: share of the tokens that the "
