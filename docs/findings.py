@@ -7,6 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from driftgate.study.verdict import points
+
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
 CONTROLS = {
@@ -192,11 +194,11 @@ def markdown(heads: list[str], rows: list[list[str]]) -> str:
 
 def interval(found: dict[str, Any], middle: str, sign: str = "") -> str:
     """Percent, or points."""
-    return f"{100 * found[middle]:{sign}.1f} [{100 * found['low']:{sign}.1f}, {100 * found['high']:{sign}.1f}]"
+    return f"{points(found[middle], sign)} [{points(found['low'], sign)}, {points(found['high'], sign)}]"
 
 
 def compared(c: dict[str, Any]) -> list[str]:
     """Cells of a comparison."""
     tests = [f"{value:.2g}" if value is not None else "" for value in (c["p_holm"], c["p_equivalence"])]
-    seen = f"{100 * c['detectable']:.1f}" if c["detectable"] is not None else ""
+    seen = points(c["detectable"], "") if c["detectable"] is not None else ""
     return [f"{interval(c, 'difference', '+')} ({c['against']})", tests[0], seen, tests[1]]

@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import benchmarks
 import findings
@@ -57,7 +57,7 @@ def field_rows(setting: str, field: FieldInfo) -> list[str]:
         return [f"| **`{setting}`** | {default(field)} | As `{AS_ABOVE[setting]}`. |"]
     lines = []
     if field.description or not groups:
-        lines.append(f"| `{setting}` | {default(field)} | {cell(field.description)} |")
+        lines.append(f"| `{setting}` | {default(field)} | {cell(field.description)}{choice(field.annotation)} |")
     if len(groups) == 1:
         return [*lines, f"| **`{below}`** | | {cell(groups[0].__doc__)} |", *rows(groups[0], f"{below}.")]
     if groups:
@@ -67,6 +67,20 @@ def field_rows(setting: str, field: FieldInfo) -> list[str]:
         lines.append(f"| **`{below}`** (kind `{kind_of(group)}`) | | {cell(group.__doc__)} |")
         lines += [row for row in rows(group, f"{below}.") if not row.startswith(f"| `{below}.kind` |")]
     return lines
+
+
+def choice(annotation: Any) -> str:
+    """A sentence that names the values, where only certain words are allowed."""
+    words = [json.dumps(word).strip('"') for word in words_of(annotation)]
+    return f" One of {', '.join(f'`{word}`' for word in words)}." if len(words) > 1 else ""
+
+
+def words_of(annotation: Any) -> list[Any]:
+    """All words of the Literals in an annotation, and null beside them where that is allowed."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    parts = [word for part in get_args(annotation) for word in words_of(part)]
+    return [*parts, None] if parts and type(None) in get_args(annotation) else parts
 
 
 def kind_of(group: type[BaseModel]) -> str:

@@ -15,7 +15,7 @@ from driftgate.evaluate.passk import pass_at_k
 from driftgate.study.command import read_arms, short_names
 from driftgate.study.compare import Comparison, arm_scores, compare_arms, with_holm
 from driftgate.study.scores import Scores, read_scores, values_of
-from driftgate.study.verdict import verdict
+from driftgate.study.verdict import points, verdict
 
 
 def write(folder, correct, shuffle=None):
@@ -176,6 +176,11 @@ def test_a_difference_inside_the_margin_is_called_both():
 def test_an_open_verdict_says_what_could_have_been_seen():
     c = compared(0.03, 0.09, 0.5, 0.6)
     assert "would have to be about 5.0 points" in verdict(c, c.p_holm, "better")[1]
+
+
+def test_a_figure_reads_alike_however_it_was_summed_up():
+    assert points(0.0175) == points(0.0175 - 1e-12) == points(0.0175 + 1e-12) == "+1.8"
+    assert points(-1e-9) == "+0.0"
 
 
 def test_scores_of_an_arm_stay_within_0_and_1_and_have_width():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import DynamicCache
 
 from driftgate import cli
@@ -212,6 +213,35 @@ def test_eval_of_a_run_folder_shows_prompts_as_trained(tmp_path):
     settings = _as_trained(str(tmp_path), EvalSettings(("lock16",)))
     assert (settings.template, settings.chat) == ("Q {problem}", True)
     assert _as_trained(str(tmp_path), EvalSettings(("lock16",), chat=False)).chat is False
+
+
+@pytest.mark.parametrize(
+    ("asked", "held"),
+    [
+        ((None, None), ("bfloat16", "bfloat16")),
+        (("float32", None), ("float32", None)),
+        ((None, "bfloat16"), ("float32", "bfloat16")),
+    ],
+)
+def test_eval_of_a_run_folder_holds_its_weights_as_trained_unless_told(tmp_path, monkeypatch, asked, held):
+    from driftgate.evaluate import command
+
+    found = []
+
+    def load(model, device, dtype, compute):
+        found.append((dtype, compute))
+        raise InputError("enough")
+
+    monkeypatch.setattr(command, "load_examinee", load)
+    (tmp_path / "config.yaml").write_text("student: {path: x, dtype: bfloat16, compute: bfloat16}\n")
+    with pytest.raises(InputError, match="enough"):
+        command.run_eval(str(tmp_path), EvalSettings(("lock16",)), tmp_path, Console(quiet=True), "cpu", *asked)
+    assert found == [held]
+
+
+def test_a_type_for_products_that_there_is_not_is_refused(pair):
+    with pytest.raises(InputError, match="--compute float8"):
+        load_examinee(pair[0], compute="float8")
 
 
 def test_the_embedded_benchmarks_have_two_hundred_problems_with_integer_answers():

@@ -43,6 +43,7 @@ def fake_summary(arms: int = 12, seeds: int = 5, steps: int = 50, claims: bool =
         "seeds": list(range(seeds)),
         "samples": 8,
         "problems": dict(BENCHMARKS),
+        "common": {"objective.kind": "sampled_token"},
         "arms": {name: _arm(name) for name in names},
         "locked": _locked(seeds),
         "runs": [_run(name, seed, draw) for name in names for seed in range(seeds)],
@@ -283,6 +284,11 @@ def test_with_one_seed_a_difference_has_an_interval_and_no_test(tmp_path):
     assert len(numbers(cells[3])) == 3
     assert cells[4:8] == ["–"] * 4
     assert all("a difference without p covers problems alone" in page for page in both(tmp_path))
+
+
+def test_what_all_arms_have_of_the_study_is_named(tmp_path):
+    write_report(fake_summary(2, 2), tmp_path)
+    assert all(re.search(r"objective\.kind=sampled.?_token", page) for page in both(tmp_path))
 
 
 def test_a_report_made_again_leaves_no_plot_of_the_one_before(tmp_path):

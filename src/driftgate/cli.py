@@ -57,7 +57,9 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model folder, a run folder, a hub name, or sandbox/student.")],
+    model: Annotated[
+        str, typer.Argument(help="A model folder, a run folder, a hub name, sandbox/student or sandbox/teacher.")
+    ],
     benchmark: Annotated[
         list[str],
         typer.Option(
@@ -75,7 +77,10 @@ def evaluate(
     batch: Annotated[int | None, typer.Option(help="Responses decoded at once. Default: as memory allows.")] = None,
     chat: Annotated[bool | None, typer.Option(help="Wrap problems in the tokenizer's chat template.")] = None,
     template: Annotated[str | None, typer.Option(help="What the model is shown: text with {problem}.")] = None,
-    dtype: Annotated[str, typer.Option(help="Type of the weights.")] = "float32",
+    dtype: Annotated[
+        str | None, typer.Option(help="Type of the weights. Default: a run folder's, as trained; else float32.")
+    ] = None,
+    compute: Annotated[str | None, typer.Option(help="bfloat16 for matrix products. Default: as --dtype's.")] = None,
     device: str = "auto",
 ) -> None:
     """pass@k, avg@n and maj@k of a model, with 95 % intervals over problems; the same command goes on after a stop."""
@@ -86,7 +91,7 @@ def evaluate(
         tuple(benchmark), samples, temperature, top_p, max_new_tokens, limit, seed, batch, template, chat
     )
     with resumable(out):
-        run_eval(model, settings, out, console, device, dtype)
+        run_eval(model, settings, out, console, device, dtype, compute)
 
 
 @app.command()

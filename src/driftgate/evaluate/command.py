@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -12,11 +13,23 @@ from .evaluate import EvalSettings, check_settings, evaluate, load_examinee, res
 from .measures import shown
 
 
-def run_eval(model: str, settings: EvalSettings, out: Path, console: Console, device: str, dtype: str) -> None:
-    """Evaluate `model` and print its table; samples.jsonl and result.json go to `out`."""
+def run_eval(
+    model: str,
+    settings: EvalSettings,
+    out: Path,
+    console: Console,
+    device: str,
+    dtype: str | None = None,
+    compute: str | None = None,
+) -> None:
+    """Evaluate `model` and print its table; samples.jsonl and result.json go to `out`. Where neither dtype nor compute
+    is given, a run folder's model has those that it was trained with, another float32."""
     settings = _as_trained(model, settings)
     check_settings(settings)
-    examinee = load_examinee(model, device, dtype)
+    if dtype is None and compute is None:
+        student = _settings_of_run(model).get("student", {})
+        dtype, compute = student.get("dtype"), student.get("compute")
+    examinee = load_examinee(model, device, dtype or "float32", compute)
     with bars(console) as progress:
         bar = progress.add_task("responses", total=responses_of(settings))
         result = evaluate(examinee, settings, out, lambda n: progress.advance(bar, n))
@@ -26,13 +39,18 @@ def run_eval(model: str, settings: EvalSettings, out: Path, console: Console, de
 
 def _as_trained(model: str, settings: EvalSettings) -> EvalSettings:
     """Where nothing is said, a run folder's model is shown problems as it was trained to see them."""
-    path = Path(model) / "config.yaml"
-    run = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    run = _settings_of_run(model)
     shown, stop_ids = run.get("prompts", {}), run.get("rollout", {}).get("stop_ids")
     template = settings.template if settings.template is not None else shown.get("template", "{problem}")
     chat = settings.chat if settings.chat is not None else shown.get("chat", False)
     system = shown.get("system") if chat else None
     return replace(settings, template=template, chat=chat, system=system, stop_ids=tuple(stop_ids or ()) or None)
+
+
+def _settings_of_run(model: str) -> dict[str, Any]:
+    """Empty where `model` is no run folder."""
+    path = Path(model) / "config.yaml"
+    return yaml.safe_load(path.read_text()) if path.is_file() else {}
 
 
 def results_table(passes: dict[str, dict]) -> Table:

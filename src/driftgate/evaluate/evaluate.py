@@ -70,6 +70,8 @@ def load_examinee(path: str, device: str = "auto", dtype: str = "float32", compu
     """Raises InputError for a model that is missing or cannot be used."""
     if dtype not in load.DTYPES or device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--dtype {dtype}, --device {device}: give {', '.join(load.DTYPES)}; auto, cpu or cuda")
+    if compute not in (None, "bfloat16"):
+        raise InputError(f"--compute {compute}: give bfloat16, or nothing for the weights' own type")
     settings = ModelSettings.model_validate({"path": path, "dtype": dtype, "compute": compute})
     tokenizer = load.load_tokenizer(settings, "model")
     model = load.load_model(settings, "model", load.pick_device(device))

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from matplotlib import pyplot as plt
 
 from ..report import study_plots
+from .verdict import points
 
 MEANING = (
     "A claim that an arm is better is supported where the Holm-adjusted test rejects zero and the difference is above "
@@ -77,7 +78,7 @@ def _view(summary: Mapping[str, Any]) -> dict[str, Any]:
     measures, base = list(_measures(summary)), study_plots.base_of(summary)
     seeds = _seeds_table(summary, measures[0]) if measures else []
     return {
-        **{key: summary[key] for key in ("name", "what", "claims", "arms", "command", "seeds")},
+        **{key: summary[key] for key in ("name", "what", "claims", "common", "arms", "command", "seeds")},
         "size": _size(summary),
         "coverage": _coverage(summary),
         "tally": _tally(summary["claims"]),
@@ -206,7 +207,8 @@ def _table_note(summary: Mapping[str, Any]) -> str:
         notes.append(
             "Differences and the smallest difference that the study finds in 4 of 5 cases are in points. Holm p is "
             "adjusted for all comparisons of the study in the same measure; equivalence p is of the difference being "
-            "the margin or more, and not adjusted."
+            "the margin or more, and not adjusted. The smallest detectable is of a comparison by itself: Holm's "
+            "correction asks for more."
         )
     if any(row["p"] is None for row in summary["comparisons"]):
         notes.append("The interval of a difference without p covers problems alone.")
@@ -241,7 +243,7 @@ def _made(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     failed = sum(run["status"] != "done" for run in summary["runs"])
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     return [
-        ("commit", summary["commit"] or "not known"),
+        ("commit of the code that made the runs", summary["commit"] or "not known"),
         ("versions", versions),
         ("machine", f"{_plural(summary['cpus'], 'CPU core')}"),
         ("wall time", _duration(summary["seconds"])),
@@ -275,7 +277,7 @@ def _percent(score: Mapping[str, float] | None) -> str:
     """A score with its interval, in percent."""
     if not score or not _known(score["mean"]):
         return NONE
-    return f"{100 * score['mean']:.1f}{_interval(score)}"
+    return _bare_points(score["mean"]) + _interval(score)
 
 
 def _difference(row: Mapping[str, Any]) -> str:
@@ -285,15 +287,15 @@ def _difference(row: Mapping[str, Any]) -> str:
 def _interval(row: Mapping[str, Any]) -> str:
     if not (_known(row["low"]) and _known(row["high"])):
         return ""
-    return f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return f" [{_bare_points(row['low'])}, {_bare_points(row['high'])}]"
 
 
 def _points(share: float | None) -> str:
-    return f"{100 * share:+.1f}" if _known(share) else NONE  # type: ignore[operator]
+    return points(share) if share is not None and _known(share) else NONE
 
 
 def _bare_points(share: float | None) -> str:
-    return f"{100 * share:.1f}" if _known(share) else NONE  # type: ignore[operator]
+    return points(share, "") if share is not None and _known(share) else NONE
 
 
 def _p(value: float | None) -> str:

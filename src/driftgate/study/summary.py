@@ -15,7 +15,7 @@ import numpy as np
 
 from ..config import TrainConfig
 from ..report.plots import read_metrics
-from ..settings import differing
+from ..settings import differing, flat
 from ..train.sums import QUANTILES
 from .compare import Comparison, arm_scores, compare_arms, with_holm
 from .config import Claim, Study, settings_of
@@ -54,6 +54,7 @@ def summarise(
         "seeds": list(study.seeds),
         "samples": study.exam.samples,
         "problems": {name: len(ids) for name, ids in next(iter(scores.values())).problems.items()} if scores else {},
+        "common": flat(study.common),
         "arms": _arms(study, configs),
         "locked": locked(study, done),
         "runs": rows,

@@ -35,8 +35,8 @@ def verdict(comparison: Comparison, p_holm: float | None, claim: Literal["better
 
 
 def points(fraction: float, sign: str = "+") -> str:
-    """A fraction of 1 in percentage points."""
-    return f"{100 * fraction:{sign}.1f}"
+    """A fraction of 1 in percentage points. Rounded twice, so that 0.0175 reads alike however it was summed up."""
+    return f"{round(100 * fraction, 6) + 0.0:{sign}.1f}"
 
 
 def with_interval(c: Comparison) -> str:
@@ -67,5 +67,5 @@ def _reason(c: Comparison, p_holm: float, significant: bool, equivalent: bool) -
         return f"{text}: {inside}."
     return (
         f"{text}: neither a difference nor equality within {margin} points is shown; to be found in four of "
-        f"five such studies, a true difference would have to be about {points(c.detectable or 0.0, '')} points."
+        f"five such studies, a true difference would have to be about {points(c.detectable or 0.0, '')} points (before Holm's correction)."
     )
