@@ -18,8 +18,9 @@ from pydantic_core import PydanticUndefined
 import driftgate
 from driftgate.config import TrainConfig
 from driftgate.method import signals as known
-from driftgate.recipe import groups_of, shipped_recipes
+from driftgate.recipe import groups_of, load_recipe, shipped_recipes
 from driftgate.study.config import Study
+from driftgate.train.setup import learns_from_solutions, needs_verifier
 
 HERE = Path(__file__).parent
 MADE = "<!-- Made by docs/generate.py; change the docstrings instead. -->\n\n"
@@ -106,15 +107,28 @@ def recipes() -> str:
         "`driftgate train NAME --out runs/mine` trains one; `--family qwen3` takes the models, prompts and sizes of "
         "`qwen3/...` for a recipe that is written on the embedded pair. What such a recipe sets itself (limits, ramps "
         "over steps, a support's k) is sized for the embedded pair and stays; look at it before a long run. Evidence: "
-        "P the paper's text, C its public code, N notes by readers only. What a source leaves open, or does otherwise, "
+        "P the paper's text, C its public code, N notes by readers only. Reads: what your `prompts.path` needs on each line "
+        "beside `problem`. What a source leaves open, or does otherwise, "
         "is in the last column.\n"
     )
-    lines += ["| recipe | what it does | source | evidence | left open or otherwise |", "|---|---|---|---|---|"]
     lines += [
-        f"| `{name}` | {cell(about.what)} | {cell(about.source)} | {about.evidence} | {cell(about.open)} |"
+        "| recipe | what it does | source | evidence | reads | left open or otherwise |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{name}` | {cell(about.what)} | {cell(about.source)} | {about.evidence} | {read_of_problems(name)} | "
+        f"{cell(about.open)} |"
         for name, about in shipped_recipes().items()
     ]
     return MADE + "\n".join(lines) + "\n"
+
+
+def read_of_problems(recipe: str) -> str:
+    """What a recipe needs of each problem beside its text."""
+    config = load_recipe(recipe)
+    shown = config.teacher.context or ""
+    needed = {"answer": needs_verifier(config), "solution": learns_from_solutions(config)}
+    return ", ".join(f"`{name}`" for name, needs in needed.items() if needs or f"{{{name}}}" in shown)
 
 
 def signals() -> str:

@@ -1,4 +1,4 @@
-"""driftgate: on-policy distillation that stays good when rollouts are reused.
+"""driftgate: on-policy distillation with gates against the drift of reused rollouts.
 
 The method as pure functions over flat streams of valid response tokens. `rows` int64 [N], non-decreasing, is the
 sequence of each token; spans are int64 [N], ids counted from 0 over the batch.

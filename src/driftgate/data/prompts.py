@@ -106,7 +106,8 @@ def hub_rows(path: str) -> Iterable[Any]:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError(
-            f"prompts.path = {path}: needs the extra `datasets`; pip install 'driftgate[datasets]'"
+            f"prompts.path = {path}: needs the extra `datasets`: pip install 'driftgate[datasets]', or in a clone "
+            ".venv/bin/pip install -e '.[datasets]'"
         ) from None
     name, _, split = path.removeprefix("hub:").partition("@")
     owner_and_name, config = "/".join(name.split("/")[:2]), name.split("/")[2:]

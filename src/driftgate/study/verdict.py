@@ -67,5 +67,6 @@ def _reason(c: Comparison, p_holm: float, significant: bool, equivalent: bool) -
         return f"{text}: {inside}."
     return (
         f"{text}: neither a difference nor equality within {margin} points is shown; to be found in four of "
-        f"five such studies, a true difference would have to be about {points(c.detectable or 0.0, '')} points (before Holm's correction)."
+        f"five such studies, a true difference would have to be about {points(c.detectable or 0.0, '')} points (before "
+        "Holm's correction)."
     )

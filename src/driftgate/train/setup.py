@@ -132,11 +132,10 @@ def load_policies(
 
 def check_problems(problems: Sequence[Problem], config: TrainConfig) -> None:
     """Answers where a weight asks the verifier, solutions where one is learned from. Raises InputError."""
-    streams = {term.stream for term in config.all_terms.values()}
     wants = {
         "answer": "a weight reads the verifier's verdict" if needs_verifier(config) else None,
         "solution": "reference solutions are learned from (rollout.on_policy, or a term's stream)"
-        if "reference" in streams or config.rollout.on_policy < 1
+        if learns_from_solutions(config)
         else None,
     }
     for name, why in wants.items():
@@ -151,6 +150,10 @@ def check_problems(problems: Sequence[Problem], config: TrainConfig) -> None:
 
 def needs_verifier(config: TrainConfig) -> bool:
     return "correct" in config.reads
+
+
+def learns_from_solutions(config: TrainConfig) -> bool:
+    return config.rollout.on_policy < 1 or any(term.stream == "reference" for term in config.all_terms.values())
 
 
 def reads_newlines(config: TrainConfig) -> bool:
