@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from driftgate.study.statistics import holm
 from driftgate.study.verdict import points
 
 HERE = Path(__file__).parent
@@ -24,13 +25,27 @@ CONTROLS = {
 def page() -> str:
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True)
     studies = {path.parent.name: Study(path) for path in sorted((RESULTS / "studies").glob("*/summary.json"))}
-    return environment.get_template("findings.j2").render(studies=studies, regime=regime(), controls=controls(studies))
+    return environment.get_template("findings.j2").render(studies=studies, regime=regime(), controls=controls(studies), over_all=over_all(studies))
 
 
 def regime() -> str:
     """The search for a regime, a row a run."""
     rows = list(csv.DictReader((RESULTS / "regime.csv").open()))
     return markdown(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def over_all(studies: dict[str, "Study"]) -> dict[str, Any]:
+    """All comparisons in pass@1 of the page: how many; those that Holm's correction over all of them leaves; how many
+    equivalence tests are below 0.05 as they come."""
+    found = [(study, c) for study in studies.values() for c in study.summary["comparisons"] if c["measure"] == "pass@1"]
+    adjusted = holm([c["p"] for _, c in found])
+    left = [(study.name, c["arm"], p) for (study, c), p in zip(found, adjusted) if p < 0.05]
+    return {
+        "count": len(found),
+        "left": ", ".join(f"{arm} of `{study}` (p {p:.2g})" for study, arm, p in left) or "none",
+        "p": {(study.name, c["arm"]): f"{p:.2g}" for (study, c), p in zip(found, adjusted)},
+        "equivalent": sum(c["p_equivalence"] < 0.05 for _, c in found),
+    }
 
 
 def controls(studies: dict[str, "Study"]) -> str:
@@ -177,6 +192,10 @@ class Study:
     def least(self, arm: str) -> str:
         """The smallest weight of an update of the last pass, before scaling, on average over updates and seeds."""
         return f"{self._last('gates', arm)['min']:.2f}"
+
+    def spread(self, arm: str) -> str:
+        """Standard deviation of the weights of the last pass, scaled to mean 1."""
+        return f"{self._last('gates', arm)['std']:.2g}"
 
     def quantile(self, arm: str, share: float) -> float:
         """Of the weights in the last pass: what this share of the tokens weighs less than."""

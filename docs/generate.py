@@ -107,9 +107,8 @@ def recipes() -> str:
         "`driftgate train NAME --out runs/mine` trains one; `--family qwen3` takes the models, prompts and sizes of "
         "`qwen3/...` for a recipe that is written on the embedded pair. What such a recipe sets itself (limits, ramps "
         "over steps, a support's k) is sized for the embedded pair and stays; look at it before a long run. Evidence: "
-        "P the paper's text, C its public code, N notes by readers only. Reads: what your `prompts.path` needs on each line "
-        "beside `problem`. What a source leaves open, or does otherwise, "
-        "is in the last column.\n"
+        "P the paper's text, C its public code, N notes by readers only. Reads: what your `prompts.path` needs on each "
+        "line beside `problem`. What a source leaves open, or does otherwise, is in the last column.\n"
     )
     lines += [
         "| recipe | what it does | source | evidence | reads | left open or otherwise |",
