@@ -25,7 +25,8 @@ CONTROLS = {
 def page() -> str:
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True)
     studies = {path.parent.name: Study(path) for path in sorted((RESULTS / "studies").glob("*/summary.json"))}
-    return environment.get_template("findings.j2").render(studies=studies, regime=regime(), controls=controls(studies), over_all=over_all(studies))
+    found = {"studies": studies, "regime": regime(), "controls": controls(studies), "over_all": over_all(studies)}
+    return environment.get_template("findings.j2").render(found)
 
 
 def regime() -> str:
@@ -180,6 +181,10 @@ class Study:
         found = json.loads((RESULTS / "studies" / self.name / "against_block64.json").read_text())["comparisons"]
         c = next(c for c in found if (c["arm"], c["measure"]) == (arm, "pass@1"))
         return f"{interval(c, 'difference', '+')}, equivalence p {c['p_equivalence']:.2g}"
+
+    def seen(self, arm: str) -> str:
+        """The smallest detectable effect of an arm's comparison in pass@1, in points."""
+        return points(self._comparison(arm)["detectable"], "")
 
     def p(self, arm: str, kind: str = "p") -> str:
         """A p of an arm's comparison in pass@1."""
