@@ -5,7 +5,7 @@ sequence of each token; spans are int64 [N], ids counted from 0 over the batch.
 """
 
 from .method.changepoint import changepoint_spans
-from .method.gates import drift_gate, unit_mean
+from .method.gates import drift_gate, span_drift, unit_mean
 from .method.objectives import sampled_token_loss, topk_reverse_kl
 from .method.spans import fixed_spans, newline_spans
 from .method.weights import tau_for_ess
@@ -16,6 +16,7 @@ __all__ = [
     "fixed_spans",
     "newline_spans",
     "sampled_token_loss",
+    "span_drift",
     "tau_for_ess",
     "topk_reverse_kl",
     "unit_mean",

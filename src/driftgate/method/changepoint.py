@@ -20,8 +20,8 @@ def changepoint_spans(rows: Tensor, values: Tensor, min_tokens: int = 16, penalt
 
     Each sequence of T tokens is cut into the segments of at least `min_tokens` tokens that minimise
         sum over segments of sum (v - segment mean)^2 / sigma^2  +  penalty * log(T) * (segments - 1),
-    exactly, sigma being the sequence's noise level (see `noise_level`). Adding a constant to the values or scaling
-    them moves no bound. A sequence shorter than 2 * `min_tokens`, or without any variation, is one span.
+    exactly, sigma being the sequence's noise level, from the differences of neighbours. Adding a constant to the values
+    or scaling them moves no bound. A sequence shorter than 2 * `min_tokens`, or without any variation, is one span.
     The penalty is made for independent noise: where neighbouring tokens go together, there are more cuts than shifts.
 
     rows: int64 [N]; values: float [N], in any unit; penalty: per cut, in units of log(T), above 0. Returns int64 [N].

@@ -32,7 +32,11 @@ def drift_gate(
 
 
 def span_drift(shift: Tensor, spans: Tensor, statistic: Statistic = "abs_mean") -> Tensor:
-    """The drift s_b >= 0 of each span, in nats. shift: float [N]; spans: int64 [N]. Returns float [largest id + 1]."""
+    """The drift s_b >= 0 of each span, in nats.
+
+    shift: float [N], log p(y_t) - log o(y_t); spans: int64 [N], ids from 0. Returns float [largest id + 1].
+    Raises ValueError for an unknown statistic. Source: arXiv 2606.24084, step 2 ("abs_mean").
+    """
     if statistic == "abs_mean":
         return span_mean(shift, spans).abs()
     if statistic == "mean_abs":
@@ -53,6 +57,7 @@ def span_mean(values: Tensor, spans: Tensor) -> Tensor:
 def unit_mean(weights: Tensor, groups: Tensor | None = None) -> Tensor:
     """Scale weights [N] to mean 1: over everything, or inside each group (int64 [N], for instance `rows`).
 
+    Give it the whole optimiser batch: called on micro-batches or ranks one by one, it weighs their tokens unequally.
     Returns [N], detached. Raises ValueError where weights are negative or a group's are all zero.
     Source: arXiv 2606.24084, step 4; the scope is a choice that the paper leaves open.
     """

@@ -140,7 +140,7 @@ def topk_reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
     l_t = sum over v of p~(v) (log p~(v) - log q~(v)), p~ and q~ the softmax over the K given logits; direct gradient
     through the student. Logits may lack any per-position constant (logsumexp cancels), but must be at the sampling
-    temperature. It is `support_divergence` of kind "reverse_kl" and mass "renormalised".
+    temperature.
 
     student_logits, teacher_logits: float [N, K], K >= 2, on the same support. Returns [N], in nats.
     Raises ValueError naming the argument. Source: arXiv 2603.25562 (K = 32).

@@ -80,7 +80,7 @@ def effective_share(weights: Tensor, sizes: Tensor) -> float:
 def tau_for_ess(drift: Tensor, sizes: Tensor, share: float, highest: float = 1000.0) -> float:
     """The tau at which the gates exp(-tau * drift) are worth `share` of the tokens (ours).
 
-    drift: float [S] >= 0, in nats; sizes: int64 [S], tokens of each span; share in (0, 1). The effective sample size
+    drift: float [S] >= 0, in nats (`span_drift`); sizes: int64 [S], tokens of each span; share in (0, 1). The effective sample size
     falls as tau grows (log ESS has derivative 2 E_2tau[s] - 2 E_tau[s] <= 0), so bisection finds the one tau, to a
     relative 1e-9. Returns `highest` where even that leaves more than the share: a drift that is rounding noise must not
     be magnified without bound.
