@@ -80,10 +80,10 @@ def effective_share(weights: Tensor, sizes: Tensor) -> float:
 def tau_for_ess(drift: Tensor, sizes: Tensor, share: float, highest: float = 1000.0) -> float:
     """The tau at which the gates exp(-tau * drift) are worth `share` of the tokens (ours).
 
-    drift: float [S] >= 0, in nats (`span_drift`); sizes: int64 [S], tokens of each span; share in (0, 1). The effective sample size
-    falls as tau grows (log ESS has derivative 2 E_2tau[s] - 2 E_tau[s] <= 0), so bisection finds the one tau, to a
-    relative 1e-9. Returns `highest` where even that leaves more than the share: a drift that is rounding noise must not
-    be magnified without bound.
+    drift: float [S] >= 0, in nats (`span_drift`); sizes: int64 [S], tokens of each span; share in (0, 1). The
+    effective sample size falls as tau grows (log ESS has derivative 2 E_2tau[s] - 2 E_tau[s] <= 0), so bisection finds
+    the one tau, to a relative 1e-9. Returns `highest` where even that leaves more than the share: a drift that is
+    rounding noise must not be magnified without bound.
     """
     wide = drift.double()
     excess = wide - wide.min() if len(wide) else wide  # the same weights up to a constant, which cannot underflow
