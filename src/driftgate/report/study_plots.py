@@ -368,8 +368,8 @@ def _beside(axes: Axes, place: float, text: str) -> None:
 def _drift_scale(axes: Axes, values: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.set_xlim(min(values) / 1.6, max(values) * 1.6)
-    narrow = max(values) / min(values) < 30
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow else (1,)))
+    span = max(values) / min(values)
+    axes.xaxis.set_major_locator(LogLocator(subs=range(1, 10) if span < 4 else (1, 2, 5) if span < 30 else (1,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
