@@ -143,7 +143,7 @@ def test_tokens_of_a_run():
 def test_memory_of_a_run_by_hand():
     memory = run(recipe()).memory
     parameters, positions = 1_720_574_976, 256 + 16_384
-    assert memory.resident["student"] == memory.resident["gradients"] == 4 * parameters
+    assert memory.resident["student"] == memory.update["gradients"] == 4 * parameters
     assert memory.resident["AdamW"] == 8 * parameters
     assert memory.resident["teacher"] == 2 * LARGE.parameters
     assert memory.rollout["cache"] == 32 * 1.25 * positions * 114_688
@@ -166,7 +166,8 @@ def test_fit_and_the_batch_that_would():
     h100, small = dry.GPUS[1], dry.GPUS[3]
     batch = found.fitting_batch(h100)
     assert run(recipe("qwen3/lsm_none", f"rollout.batch={batch}")).fits(h100) == "yes"
-    assert run(recipe("qwen3/lsm_none", f"rollout.batch={batch + 1}")).fits(h100) != "yes"
+    assert run(recipe("qwen3/lsm_none", f"rollout.batch={batch + 8}")).fits(h100) != "yes"
+    assert batch % 8 == 0  # a prompt's eight responses are decoded together
     assert found.fitting_batch(small) == 0
 
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from driftgate.method import head
-from driftgate.recipe import check_config
+from driftgate.recipe import check_config, load_recipe
 from driftgate.train.run import final_model, run
 
 pytestmark = [
@@ -29,6 +29,16 @@ def test_a_gpu_run_in_bfloat16_trains(settings, tmp_path):
     student = settings["student"] | {"compute": "bfloat16", "gradient_checkpointing": True}
     run(check_config(settings | {"device": "cuda", "student": student}), tmp_path, Console(quiet=True))
     assert final_model(tmp_path).is_dir()
+
+
+def test_long_answers_in_bfloat16_repeat_bit_for_bit(tmp_path):
+    """Attention's backward over several blocks of keys, where sums in any order would show."""
+    changes = ["steps=2", "device=cuda", "student.compute=bfloat16"]
+    weights = []
+    for name in ("one", "other"):
+        run(load_recipe("sandbox/lsm_block64", changes), tmp_path / name, Console(quiet=True))
+        weights.append(load_file(final_model(tmp_path / name) / "model.safetensors"))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_the_head_in_bfloat16_is_exact_but_for_its_operands():

@@ -272,10 +272,11 @@ def test_every_head_function_takes_bfloat16():
 
 def test_autocast_does_not_round_the_logits():
     hidden, weight, ids = problem(dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        ours = head.token_logprobs(hidden, weight, ids[:, 0])
-    assert torch.equal(ours, head.token_logprobs(hidden, weight, ids[:, 0]))
-    assert gradients(ours, weight)[0].dtype == torch.float32
+    for function in (head.token_logprobs, head.support_logits):
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = function(hidden, weight, ids)
+        assert torch.equal(ours, function(hidden, weight, ids))
+        assert gradients(ours, weight)[0].dtype == torch.float32
 
 
 def test_no_tokens_give_no_log_probabilities():

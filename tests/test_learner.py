@@ -22,7 +22,7 @@ from driftgate.loss_config import TermSettings
 from driftgate.models.policy import Policy
 from driftgate.recipe import check_config
 from driftgate.train import loop, scoring, setup
-from driftgate.train.learner import Learner
+from driftgate.train.learner import Learner, repeatable
 from driftgate.train.portions import schedule
 from driftgate.train.run import final_model, run
 from driftgate.train.sums import Sums
@@ -157,6 +157,19 @@ def test_an_ungated_lsm_run_that_logs_no_drift_scores_no_behaviour(settings, tmp
     metrics = update(config, parts, streams, [0, 1, 2])
     assert "drift_abs" not in metrics
     assert metrics["gate_mean"] == 1.0
+
+
+def test_backward_alone_refuses_what_does_not_repeat_itself():
+    """Flash attention's backward looks at it; on a CPU nothing is asked for and nothing changes."""
+    with repeatable():
+        assert not torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with repeatable():
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_dropped_tokens_leave_the_loss_and_its_denominator(settings, tmp_path):

@@ -169,6 +169,15 @@ def test_another_recipe_does_not_resume_a_run(settings, config, tmp_path):
         run(check_config(settings | {"passes": 3, "gate": {"spans": "none"}}), tmp_path, QUIET)
 
 
+def test_a_run_goes_on_with_fewer_responses_at_once(settings, config, tmp_path):
+    """For the one that filled the memory; any other setting of the rollout stays as it was."""
+    run(config, tmp_path, QUIET)
+    fewer, hotter = ({"rollout": settings["rollout"] | change} for change in ({"batch": 3}, {"temperature": 0.5}))
+    run(check_config(settings | {"steps": 4} | fewer), tmp_path, QUIET)
+    with pytest.raises(InputError, match="other settings: rollout;"):
+        run(check_config(settings | {"steps": 5} | hotter), tmp_path, QUIET)
+
+
 def test_only_the_newest_checkpoints_are_kept(settings, tmp_path):
     run(check_config(settings | {"steps": 4, "checkpoint": {"every": 1, "keep": 2}}), tmp_path, QUIET)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000003", "step-000004"]

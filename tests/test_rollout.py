@@ -136,8 +136,9 @@ def test_a_nucleus_wider_than_the_first_look_is_whole(monkeypatch):
     logits = torch.randn(64, 500, generator=torch.Generator().manual_seed(0))
     draws = torch.rand(64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     wide = sample(logits, draws, top_p=0.99)[0]
-    monkeypatch.setattr(sampler, "WIDTH", 3)
-    assert torch.equal(sample(logits, draws, top_p=0.99)[0], wide)
+    for widths in ((3,), (3, 40), (600, 700)):
+        monkeypatch.setattr(sampler, "WIDTHS", widths)
+        assert torch.equal(sample(logits, draws, top_p=0.99)[0], wide)
 
 
 def test_draws_at_the_ends_stay_in_the_vocabulary():

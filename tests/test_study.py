@@ -321,6 +321,8 @@ def test_a_dry_run_says_what_the_paper_s_table_would_take_and_starts_nothing(mon
     assert all(gpu in told for gpu in ("H100", "H200", "A100"))
     assert "fraction of max_new_tokens: 0.5" in told
     assert "not counted: examining the untrained student and the teacher" in told
+    # float32 weights and two means of 1.72 B, two of them while the one kept is replaced
+    assert "disk: 41.3 GB for a run" in told
     assert list(tmp_path.iterdir()) == []
 
 

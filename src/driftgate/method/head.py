@@ -170,9 +170,10 @@ class _SupportLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, ids, temperature, chunk):
         logits = torch.empty(ids.shape, dtype=wide(hidden), device=hidden.device)
-        for part in parts(len(hidden), chunk):
-            rows = weight[ids[part]].to(logits.dtype)
-            logits[part] = torch.bmm(rows, hidden[part, :, None].to(logits.dtype))[..., 0] / temperature
+        with torch.autocast(hidden.device.type, enabled=False):  # which would round operands and product alike
+            for part in parts(len(hidden), chunk):
+                rows = weight[ids[part]].to(logits.dtype)
+                logits[part] = torch.bmm(rows, hidden[part, :, None].to(logits.dtype))[..., 0] / temperature
         ctx.save_for_backward(hidden, weight, ids)
         ctx.temperature, ctx.chunk = temperature, chunk
         return logits

@@ -15,6 +15,8 @@ GROWTH = 256
 """Least positions added when room runs out."""
 BLOCK = 64
 """Positions of an answer that lie together, see `AnswerLayer`."""
+GPU_BLOCK = 1024
+"""The same on a GPU, where what counts is the number of products."""
 
 
 class GrowingLayer(CacheLayerMixin):
@@ -83,7 +85,8 @@ class GrowingCache(Cache):
 
 class AnswerLayer:
     """Keys and values of one layer for `DecodeStep`: the prompts' once for all their answers, `prompt` [2, U h, P, D],
-    and the answers' own in `blocks` [2, B, h, BLOCK, D], `length` positions of which are filled (the others are 0).
+    and the answers' own in `blocks` [2, B, h, BLOCK or GPU_BLOCK, D], `length` positions of which are filled (the
+    others are 0).
 
     A small model's time goes into reading these, and a CPU reads a block twice as fast as the filled part of a larger
     tensor, whose gaps stop its prefetching.
@@ -95,13 +98,14 @@ class AnswerLayer:
         """keys, values: the prompts', [U, h, P, D]."""
         self.prompt = torch.stack([keys, values]).flatten(1, 2)
         self.blocks: list[Tensor] = []
+        self.block_size = GPU_BLOCK if keys.is_cuda else BLOCK
 
     def append(self, key: Tensor, value: Tensor) -> None:
         """Take in one position of each answer, [B, h, D]."""
-        place = self.length % BLOCK
+        place = self.length % self.block_size
         if not place:
-            rows, heads, size = key.shape
-            self.blocks.append(key.new_zeros(2, rows, heads, BLOCK, size))
+            rows, heads, head_size = key.shape
+            self.blocks.append(key.new_zeros(2, rows, heads, self.block_size, head_size))
         self.blocks[-1][0, :, :, place], self.blocks[-1][1, :, :, place] = key, value
         self.length += 1
 

@@ -99,7 +99,7 @@ class DecodeStep:
 
 def _attend(query: Tensor, cache: AnswerCache, kept: AnswerLayer, hidden: Tensor | None) -> Tensor:
     """query: [B g, h/g, D], scaled. Returns the values' mean by softmax(query keys^T) over the prompt and the answer,
-    of the same shape; the softmax in float32 (or float64)."""
+    of the same shape; softmax and sums in float32 (or float64)."""
     each, (keys, values) = query.shape[1], kept.prompt
     width, answer = keys.shape[1], [block.flatten(1, 2) for block in kept.blocks]
     prompts = cache.gather(torch.bmm(cache.spread(query), keys.transpose(1, 2)), each)
@@ -110,6 +110,9 @@ def _attend(query: Tensor, cache: AnswerCache, kept: AnswerLayer, hidden: Tensor
     shares = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
     prompt, *own = shares.split([width, *(block.shape[2] for block in answer)], -1)
     mixed = cache.gather(torch.bmm(cache.spread(prompt), values), each)
+    if mixed.dtype == torch.bfloat16:  # a running sum in it would lose what later blocks add
+        later = (torch.bmm(part, block[1]).float() for part, block in zip(own, answer))
+        return sum(later, mixed.float()).to(mixed.dtype)
     for part, block in zip(own, answer):
         mixed.baddbmm_(part, block[1])
     return mixed

@@ -60,6 +60,8 @@ class Reader:
         """Of each row's next token, float32 [B, V], divided by the temperature."""
         if len(self.hidden) <= FEW and self.hidden.dtype == torch.float32 and not self.hidden.is_cuda:
             logits = (self.head @ self.hidden.T).T.contiguous()
+        elif self.hidden.is_cuda and self.hidden.dtype == torch.bfloat16:  # not rounded, as in `head.chunk_logits`
+            logits = torch.mm(self.hidden, self.head.T, out_dtype=torch.float32)  # pyright: ignore[reportCallIssue]
         else:
             logits = (self.hidden @ self.head.T).float()
         return logits if temperature == 1 else logits / temperature

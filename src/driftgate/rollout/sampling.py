@@ -3,12 +3,14 @@
 Shapes: B rows, V vocabulary.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-WIDTH = 256
-"""Tokens looked at first; a nucleus wider than this costs a full sort."""
+WIDTHS = (256, 4096)
+"""Tokens looked at first, and then; a nucleus wider than these costs a full sort."""
 BLOCK = 256
 """Tokens whose mass is summed up first; one block alone is then searched token by token."""
 
@@ -20,7 +22,7 @@ def sample(logits: Tensor, uniforms: Tensor, top_p: float) -> tuple[Tensor, Tens
     Returns ids int64 [B] and log-probabilities float32 [B] under the whole distribution, not the nucleus.
     """
     logp = logits.float().log_softmax(-1)
-    ids = _inverse_cdf(logp.exp(), uniforms) if top_p >= 1 else _nucleus(logp, uniforms, top_p)
+    ids = _inverse_cdf(logp.exp(), uniforms) if top_p >= 1 else _nucleus(logp, uniforms, top_p, WIDTHS)
     return ids, logp.gather(1, ids[:, None])[:, 0]
 
 
@@ -39,12 +41,13 @@ def _inverse_cdf(probability: Tensor, uniforms: Tensor) -> Tensor:
     return block[:, 0] * BLOCK + _search(inside, target - before)
 
 
-def _nucleus(logp: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
-    for width in (min(WIDTH, logp.shape[1]), logp.shape[1]):
-        top, ids = logp.topk(width, dim=-1)
-        mass = top.double().exp_().cumsum(-1)
-        if width == logp.shape[1] or bool((mass[:, -1] >= top_p).all()):
-            break
+def _nucleus(logp: Tensor, uniforms: Tensor, top_p: float, widths: Sequence[int]) -> Tensor:
+    """Inverse CDF inside the nuclei; widths: what is tried for the widest of them, before the whole vocabulary."""
+    width = min([*widths[:1], logp.shape[1]])
+    top, ids = logp.topk(width, dim=-1)
+    mass = top.double().exp_().cumsum(-1)
+    if width < logp.shape[1] and not bool((mass[:, -1] >= top_p).all()):
+        return _nucleus(logp, uniforms, top_p, widths[1:])
     last = (mass < top_p).sum(-1, keepdim=True).clamp(max=mass.shape[1] - 1)
     place = _search(mass, uniforms * mass.gather(1, last)[:, 0])
     return ids.gather(1, torch.minimum(place[:, None], last))[:, 0]

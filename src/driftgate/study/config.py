@@ -62,6 +62,9 @@ class Exam(Settings):
     """Only the first so many problems of each benchmark."""
     seed: int = 0
     """Of the answers' draws; the same for all models."""
+    batch: PositiveInt | None = None
+    """Answers decoded at once; null: as many as memory has room for. In bfloat16 the number changes an answer now and
+    then, by rounding, so fix it where runs share a GPU or take several kinds."""
     references: bool = True
     """Examine the untrained student and the teacher too."""
 

@@ -158,7 +158,7 @@ class Estimate:
             return 0
         fixed = sum(memory.rollout.values()) - memory.a_response * self.rows
         rows = max(0, math.floor((free - fixed) / memory.a_response))
-        return rows if rows >= self.samples else 0  # a prompt's responses are decoded together
+        return rows // self.samples * self.samples  # a prompt's responses are decoded together
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,7 @@ class _Sizes:
     teacher: Shape
     exam_responses: int
     exam_limit: int
+    exam_batch: int | None
     assumed: Assumptions
 
     @property
@@ -196,7 +197,9 @@ class _Sizes:
         return min(self.responses, max(self.config.rollout.batch or self.responses, self.config.rollout.samples))
 
     def exam_rows(self, gpu: Gpu) -> int:
-        """Of an examination, which takes as many as `evaluate.batch` finds room for beside the student."""
+        """Of an examination, which takes as many as `evaluate.batch` finds room for beside the student, if not told."""
+        if self.exam_batch:
+            return self.exam_batch
         settings, shape = self.config.student, self.student
         taken = self.assumed.context + shape.parameters * WIDTHS[settings.dtype] + _copy(shape, settings)
         positions = self.assumed.prompt_tokens + self.exam_limit
@@ -211,10 +214,12 @@ def estimate(
     exam_max_new_tokens: int | None,
     mean_length: float,
     assumed: Assumptions | None = None,
+    exam_batch: int | None = None,
 ) -> Estimate:
     """What one run and the examination of its model take. `mean_length`: a response's expected length as a fraction
     of max_new_tokens, from above 0 to 1. exam_max_new_tokens: null for what an examination takes by itself, LONGEST or
     what the student's context has room for. `assumed`: other assumptions; its own mean_length then does not count.
+    exam_batch: answers that an examination decodes at once, null for as many as fit.
 
     Raises InputError for a length out of range, and for a model whose sizes are not known.
     """
@@ -225,7 +230,7 @@ def estimate(
     shapes = shape_of(config.student.path, "student"), shape_of(config.teacher.path, "teacher")
     room = (shapes[0].context or 2 * LONGEST) - assumptions.prompt_tokens
     exam_limit = exam_max_new_tokens or min(LONGEST, max(1, room))
-    sizes = _Sizes(config, *shapes, exam_problems * exam_samples, exam_limit, assumptions)
+    sizes = _Sizes(config, *shapes, exam_problems * exam_samples, exam_limit, exam_batch, assumptions)
     seconds = {gpu.name: _seconds(sizes, gpu) for gpu in GPUS}
     rows, samples = sizes.rows, config.rollout.samples
     return Estimate(*shapes, _tokens(sizes), _memory(sizes), seconds, assumptions, rows, samples, _notes(config))
@@ -251,7 +256,7 @@ def _memory(sizes: _Sizes) -> Memory:
         resident=_resident(sizes, weights),
         rollout=rollout,
         rollout_mean=mean,
-        update={"student in the type of its products": copy, **_update_memory(sizes)},
+        update={"gradients": weights, "student in the type of its products": copy, **_update_memory(sizes)},
         a_response=sum(_decoding(sizes, 1, sizes.limit).values()),
     )
 
@@ -260,7 +265,7 @@ def _resident(sizes: _Sizes, weights: float) -> dict[str, float]:
     """What stays in memory from the first update to the last."""
     teacher = sizes.teacher.parameters * WIDTHS[sizes.config.teacher.dtype]
     initial = {"initial student": weights} if _held_to_initial(sizes.config) else {}
-    student = {"student": weights, "gradients": weights, "AdamW": 2 * weights}
+    student = {"student": weights, "AdamW": 2 * weights}
     return {**student, "teacher": teacher, **initial, "CUDA": sizes.assumed.context}
 
 
@@ -512,7 +517,7 @@ def _assumption_lines(estimates: Mapping[str, Estimate]) -> list[str]:
     lines.append(
         "- the longest response of each batch reaches its limit; padding, checkpoints and grading cost nothing"
     )
-    lines.append(f"- an examination decodes at most {MOST} responses at once, fewer where memory is short")
+    lines.append(f"- an examination decodes exam.batch responses at once, else what fits, at most {MOST}")
     shapes = {f"- {role}: {shape.source}" for e in estimates.values() for role, shape in _roles(e)}
     notes = [f"- not counted, {name}: {note}" for name, e in estimates.items() for note in e.notes]
     return [*lines, *sorted(shapes), *notes]

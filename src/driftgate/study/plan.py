@@ -1,5 +1,6 @@
 """`driftgate study FILE --dry-run`: what the study would take, before anything is started."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -9,7 +10,7 @@ from ..data.benchmarks import EMBEDDED_SIZE, PUBLISHED, benchmark_name, load_ben
 from ..evaluate.evaluate import check_values
 from ..sandbox.tasks import BENCHMARKS
 from .config import Exam, Study, arm_configs, load_study
-from .estimate import Estimate, estimate, estimate_table
+from .estimate import GB, Estimate, estimate, estimate_table
 
 
 def print_plan(path: Path, console: Console, mean_length: float) -> None:
@@ -25,13 +26,24 @@ def print_plan(path: Path, console: Console, mean_length: float) -> None:
     runs = len(study.arms) * len(study.seeds)
     console.print(f"{path}: {len(study.arms)} arms x {len(study.seeds)} seeds = {runs} runs", highlight=False)
     console.print(estimate_table(estimates, len(study.seeds)))
+    console.print(f"- {disk_text(configs, estimates, len(study.seeds))}", highlight=False)
     if study.exam.references:
         console.print("- not counted: examining the untrained student and the teacher once", highlight=False)
 
 
+def disk_text(configs: Mapping[str, TrainConfig], estimates: Mapping[str, Estimate], seeds: int) -> str:
+    """What checkpoints take, weights and AdamW's two means: of the largest run while it saves, and all runs at last."""
+    whole = {arm: found.memory.resident["student"] + found.memory.resident["AdamW"] for arm, found in estimates.items()}
+    most = max((config.checkpoint.keep + 1) * whole[arm] for arm, config in configs.items())
+    left = sum(seeds * config.checkpoint.keep * whole[arm] for arm, config in configs.items())
+    return (
+        f"disk: {most / GB:,.3g} GB for a run while it saves a checkpoint, {left / GB:,.3g} GB for all runs in the end"
+    )
+
+
 def _estimate(study: Study, config: TrainConfig, mean_length: float) -> Estimate:
     exam = study.exam
-    return estimate(config, problems_of(exam), exam.samples, exam.max_new_tokens, mean_length)
+    return estimate(config, problems_of(exam), exam.samples, exam.max_new_tokens, mean_length, exam_batch=exam.batch)
 
 
 def problems_of(exam: Exam) -> int:

@@ -186,11 +186,11 @@ def do_one(job: Job, tell: Tell) -> str | None:
     """In a worker process: train, then examine. Returns what went wrong in the run, if anything did."""
     (job.folder / "failed.json").unlink(missing_ok=True)
     try:
+        free_memory()  # of a run before that failed
         if job.trained:
             with costed(job.folder, "train"):
                 run(job.config, job.folder, Console(quiet=True), lambda steps: tell(steps * job.per_step))
-            gc.collect()  # the examination takes the memory that it finds free
-            torch.cuda.empty_cache()
+            free_memory()  # the examination takes what it finds
         with costed(job.folder, "exam"):
             path = job.model or str(job.folder)
             model = load_examinee(path, job.config.device, job.how.dtype, job.how.compute)
@@ -206,6 +206,12 @@ def do_one(job: Job, tell: Tell) -> str | None:
     done = {"steps": job.config.steps, "exam": _as_json(job.exam), "model": job.examined}
     replace_file(job.folder / "done.json", json.dumps(done) + "\n")
     return None
+
+
+def free_memory() -> None:
+    """What the process no longer uses: a run's learner refers to itself, and a GPU's memory waits for the collector."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def is_done(job: Job) -> bool:

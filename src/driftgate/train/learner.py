@@ -10,6 +10,7 @@ found before the first backward: from scores at hand, else by a forward without 
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -68,6 +69,21 @@ class Update:
         return len(self.terms) == 1 and not self.ahead
 
 
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Attention's backward on a GPU adds in a fixed order only while torch refuses what is not deterministic; where it
+    merely warns, as `prepare_torch` has it, flash attention takes its faster way. Sums of the forward would be refused,
+    so it goes for the backward alone."""
+    if not torch.is_deterministic_algorithms_warn_only_enabled():
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 class Learner:
     """Holds the student, its optimiser and its schedule."""
 
@@ -112,7 +128,8 @@ class Learner:
         for stream, portion in work.portions.items():
             for micro in self._micro_batches(portion):
                 loss, totals = self.policy(micro, self._finish(work, stream, micro))
-                loss.backward()
+                with repeatable():
+                    loss.backward()
                 work.positions += micro.input_ids.numel()
                 work.padding += micro.padding
                 for name, (values, weighed) in totals.items():
@@ -255,9 +272,10 @@ class Learner:
     def _step(self, work: Update, sums: dict[str, Sums]) -> float:
         """Divide the gradient where that had to wait, clip it, step. Returns the norm before clipping.
 
-        Without a token in the streams (all were dropped) only the schedule moves on.
+        Without a token in the streams (all were dropped) there is no gradient, and only the schedule moves on.
         """
         if not any(part.totals for part in sums.values()):
+            self.optimizer.step()  # leaves all as it is; the schedule looks for it
             self.schedule.step()
             return 0.0
         for name, part in sums.items():

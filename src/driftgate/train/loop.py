@@ -114,6 +114,7 @@ def collect(
     stop: StopSignal,
 ) -> Streams:
     """Rollout and scores of a step: the student's responses and, where a term is on them, those of others."""
+    parts.learner.optimizer.zero_grad()  # the gradients' memory goes to the rollout
     step, prompts = position.step, prompts_of_step(parts.prompts, config, position.step)
     limit = length_limit(config, step, controller_of(config, position.controller))
     display.rollout(len(prompts) * config.rollout.samples)

@@ -57,8 +57,8 @@ def run(config: TrainConfig, out: Path, console: Console, tell: Callable[[int], 
             except torch.OutOfMemoryError as error:
                 raise RunError(
                     f"the GPU's memory is full ({str(error).splitlines()[0]}); lower microbatch_tokens (now "
-                    f"{config.microbatch_tokens}) and go on in the same folder; or, in another --out, lower "
-                    f"rollout.batch (now {config.rollout.batch}) or set student.gradient_checkpointing=true"
+                    f"{config.microbatch_tokens}) or, in a rollout, rollout.batch (now {config.rollout.batch}) and go "
+                    "on in the same folder; or, in another --out, set student.gradient_checkpointing=true"
                 ) from None
     console.print(f"{config.steps} steps done; model in {final_model(out)}", highlight=False)
 

@@ -26,8 +26,8 @@ from .checkpoint import Position
 from .learner import Learner
 from .rollouts import Engines
 
-MAY_CHANGE = ("steps", "checkpoint", "device", "microbatch_tokens")
-"""Settings that a resumed run may change; the last two change results by rounding."""
+MAY_CHANGE = ("steps", "checkpoint", "device", "microbatch_tokens", "rollout.batch")
+"""Settings that a resumed run may change; the last three change results by rounding."""
 
 
 @dataclass
@@ -102,6 +102,7 @@ def prepare_torch(config: TrainConfig) -> torch.device:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cuda.enable_cudnn_sdp(False)  # its backward does not repeat itself; flash's can, see learner.py
         # that mode also fills every tensor made empty; none is read before it is written
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device
@@ -195,7 +196,7 @@ def resolved_config(config: TrainConfig, out: Path) -> TrainConfig:
         ) from None
     if config.threads is None:
         config = config.model_copy(update={"threads": before.threads})
-    changed = [name for name in TrainConfig.model_fields if getattr(before, name) != getattr(config, name)]
+    changed = changed_settings(before, config)
     refused = [name for name in changed if name not in MAY_CHANGE]
     if "steps" in changed and config.optimizer.schedule != "constant":
         refused.append("steps (the learning rate's schedule ends with them)")
@@ -205,6 +206,13 @@ def resolved_config(config: TrainConfig, out: Path) -> TrainConfig:
             f"Choose another --out, or give the same settings to resume it"
         )
     return config
+
+
+def changed_settings(before: TrainConfig, config: TrainConfig) -> list[str]:
+    """Groups that differ; of `rollout` alone the setting, where it is the batch and nothing else."""
+    changed = [name for name in TrainConfig.model_fields if getattr(before, name) != getattr(config, name)]
+    same_batch = before.rollout.model_copy(update={"batch": config.rollout.batch})
+    return ["rollout.batch" if name == "rollout" and same_batch == config.rollout else name for name in changed]
 
 
 def lock(out: Path):
