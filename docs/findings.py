@@ -38,11 +38,12 @@ def regime() -> str:
 def over_all(studies: dict[str, "Study"]) -> dict[str, Any]:
     """All comparisons in pass@1 of the page: how many; those that Holm's correction over all of them leaves; how many
     equivalence tests are below 0.05 as they come."""
-    found = [(study, c) for study in studies.values() for c in study.summary["comparisons"] if c["measure"] == "pass@1"]
-    adjusted = holm([c["p"] for _, c in found])
+    every = [(study, c) for study in studies.values() for c in study.summary["comparisons"] if c["measure"] == "pass@1"]
+    found = [(study, c) for study, c in every if c["p"] is not None]  # without are arms that score alike everywhere
+    adjusted = holm([c["p"] for _, c in found], len(every))
     left = [(study.name, c["arm"], p) for (study, c), p in zip(found, adjusted) if p < 0.05]
     return {
-        "count": len(found),
+        "count": len(every),
         "left": ", ".join(f"{arm} of `{study}` (p {p:.2g})" for study, arm, p in left) or "none",
         "p": {(study.name, c["arm"]): f"{p:.2g}" for (study, c), p in zip(found, adjusted)},
         "equivalent": sum(c["p_equivalence"] < 0.05 for _, c in found),
@@ -173,6 +174,8 @@ class Study:
     def difference(self, arm: str) -> str:
         """As `points`; bold where Holm's p is below 0.05, with "≈" where it is shown to lie within the margin."""
         c = self._comparison(arm)
+        if c["p"] is None:  # nothing differs
+            return "the same answers"
         text = f"**{self.points(arm)}**" if c["p_holm"] < 0.05 else self.points(arm)
         return text + " ≈" * (c["p_equivalence"] < 0.05)
 
@@ -185,6 +188,14 @@ class Study:
     def seen(self, arm: str) -> str:
         """The smallest detectable effect of an arm's comparison in pass@1, in points."""
         return points(self._comparison(arm)["detectable"], "")
+
+    def worst(self, arm: str) -> str:
+        """The lowest difference of a seed in pass@1, in points."""
+        return points(min(self._comparison(arm)["per_seed"]))
+
+    def best(self, arm: str) -> str:
+        """The highest."""
+        return points(max(self._comparison(arm)["per_seed"]))
 
     def p(self, arm: str, kind: str = "p") -> str:
         """A p of an arm's comparison in pass@1."""

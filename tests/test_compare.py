@@ -124,11 +124,18 @@ def test_one_seed_gives_no_verdict(arms):
     assert "says nothing of training again" in why
 
 
-def test_equal_answers_are_no_proof_of_equality(arms):
-    same = compare_arms({"none": arms["none"], "copy": arms["none"]}, "none", ["pass@1"])[0]
+def test_equal_answers_prove_equality_only_where_there_are_problems_enough(arms):
+    pair = {"none": arms["none"], "copy": arms["none"]}
+    same = compare_arms(pair, "none", ["pass@1"])[0]
     assert same.difference == 0
     assert same.low < 0 < same.high
     assert verdict(same, same.p_holm, "equal")[0] == "undetermined"
+    wide = compare_arms(pair, "none", ["pass@1"], margin=0.2)[0]
+    assert wide.high < 0.2
+    word, why = verdict(wide, wide.p_holm, "equal")
+    assert word == "supported"
+    assert "on every problem of all 3 seeds both score the same" in why
+    assert verdict(wide, wide.p_holm, "better")[0] == "equivalent"
 
 
 def test_holm_counts_all_comparisons_of_a_measure_whatever_their_base():

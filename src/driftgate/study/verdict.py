@@ -14,11 +14,14 @@ def verdict(comparison: Comparison, p_holm: float | None, claim: Literal["better
     `p_holm` is the p of no difference adjusted for all that is claimed together, usually comparison.p_holm.
     Better: supported or refuted by the sign where p_holm is below 0.05; else equivalent where that is shown.
     Equal: supported where equivalence is shown; refuted where p_holm is below 0.05 and the whole interval lies
-    outside the margin. Else undetermined, and so is anything from a single training seed.
+    outside the margin. Else undetermined, and so is anything from a single training seed. Arms that score alike on
+    every problem of every seed leave nothing to test; they are equal where the interval over problems is within the
+    margin.
     """
     c = comparison
     if p_holm is None or c.p_equivalence is None:
-        return "undetermined", _no_error_known(c)
+        same = len(c.per_seed) > 1 and not c.difference and -c.margin < c.low <= c.high < c.margin
+        return ("supported" if claim == "equal" else "equivalent", _same(c)) if same else ("undetermined", _open(c))
     significant, equivalent = p_holm < LEVEL, c.p_equivalence < LEVEL
     outside = c.low > c.margin or c.high < -c.margin
     word: Verdict = "undetermined"
@@ -48,7 +51,14 @@ def p_text(p: float | None) -> str:
     return "-" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
-def _no_error_known(c: Comparison) -> str:
+def _same(c: Comparison) -> str:
+    return (
+        f"{with_interval(c)} points: on every problem of all {len(c.per_seed)} seeds both score the same; the interval "
+        f"covers problems alone and is within {points(c.margin, '')} points either way."
+    )
+
+
+def _open(c: Comparison) -> str:
     if len(c.per_seed) == 1:
         return (
             f"{with_interval(c)} points over problems only: one training seed says nothing of training again, so there "
