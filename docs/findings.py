@@ -180,10 +180,18 @@ class Study:
         return text + " ≈" * (c["p_equivalence"] < 0.05)
 
     def against_block64(self, arm: str) -> str:
-        """An arm's difference in pass@1 to Block64, by `driftgate compare` on the same runs."""
-        found = json.loads((RESULTS / "studies" / self.name / "against_block64.json").read_text())["comparisons"]
-        c = next(c for c in found if (c["arm"], c["measure"]) == (arm, "pass@1"))
+        """An arm's difference in pass@1 to Block64."""
+        c = self._beside("against_block64", arm, "pass@1")
         return f"{interval(c, 'difference', '+')}, equivalence p {c['p_equivalence']:.2g}"
+
+    def same_answers(self, arm: str, measure: str = "pass@1") -> str:
+        """An arm's difference to one pass over as many rollout batches."""
+        return interval(self._beside("same_answers", arm, measure), "difference", "+")
+
+    def _beside(self, file: str, arm: str, measure: str) -> Any:
+        """A comparison by `driftgate compare` on a study's runs, which lies beside its summary."""
+        found = json.loads((RESULTS / "studies" / self.name / f"{file}.json").read_text())["comparisons"]
+        return next(c for c in found if (c["arm"], c["measure"]) == (arm, measure))
 
     def seen(self, arm: str) -> str:
         """The smallest detectable effect of an arm's comparison in pass@1, in points."""
