@@ -161,7 +161,7 @@ class Study:
         s = self.summary
         versions = ", ".join(f"{name} {version}" for name, version in s["versions"].items())
         return (
-            f"`driftgate study studies/{self.name}.yaml`, {len(s['seeds'])} seeds, {len(s['runs'])} runs, "
+            f"`{s['command']}`, {len(s['seeds'])} seeds, {len(s['runs'])} runs, "
             f"{s['cpu_seconds'] / 3600:.1f} CPU-hours of training; {versions}. "
             f"[The report](../results/studies/{self.name}/report.md), "
             f"[the data](../results/studies/{self.name}/summary.json)."
