@@ -193,6 +193,10 @@ class Study:
         found = json.loads((RESULTS / "studies" / self.name / f"{file}.json").read_text())["comparisons"]
         return next(c for c in found if (c["arm"], c["measure"]) == (arm, measure))
 
+    def verdict(self, arm: str) -> str:
+        """Of the claim on an arm's pass@1."""
+        return next(c["verdict"] for c in self.summary["claims"] if (c["arm"], c["measure"]) == (arm, "pass@1"))
+
     def seen(self, arm: str) -> str:
         """The smallest detectable effect of an arm's comparison in pass@1, in points."""
         return points(self._comparison(arm)["detectable"], "")
