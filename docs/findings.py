@@ -184,6 +184,14 @@ class Study:
         c = self._beside("against_block64", arm, "pass@1")
         return f"{interval(c, 'difference', '+')}, equivalence p {c['p_equivalence']:.2g}"
 
+    def difference_to_block64(self, arm: str) -> str:
+        """The same without the test."""
+        return interval(self._beside("against_block64", arm, "pass@1"), "difference", "+")
+
+    def p_against_block64(self, arm: str) -> str:
+        """Its Holm p over the arms that are compared with Block64."""
+        return f"{self._beside('against_block64', arm, 'pass@1')['p_holm']:.2g}"
+
     def same_answers(self, arm: str, measure: str = "pass@1") -> str:
         """An arm's difference to one pass over as many rollout batches."""
         return interval(self._beside("same_answers", arm, measure), "difference", "+")
