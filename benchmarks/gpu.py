@@ -58,14 +58,15 @@ from driftgate import keyed
 from driftgate.config import TrainConfig
 from driftgate.data.experience import Experience
 from driftgate.data.prompts import Problem, Prompt
+from driftgate.data.response import Response
 from driftgate.method import head, objectives
 from driftgate.method.vocabulary import vocabulary_divergence
 from driftgate.models.policy import Policy
 from driftgate.recipe import load_recipe
-from driftgate.rollout.engine import Request, Response, Sampling
+from driftgate.rollout.engine import Request, Sampling
 from driftgate.rollout.hf import HFEngine
 from driftgate.rollout.sampling import sample
-from driftgate.teacher.local import LocalTeacher, TargetNeeds, score_tokens
+from driftgate.scorers.local import LocalTeacher, TargetNeeds, score_tokens
 from driftgate.train.learner import Learner
 from driftgate.train.portions import Portion, spans_of
 from driftgate.train.setup import prepare_torch

@@ -29,8 +29,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from driftgate.config import TrainConfig
 from driftgate.recipe import load_recipe
+from driftgate.stop import StopSignal
 from driftgate.train import loop, setup
-from driftgate.train.stop import StopSignal
 from driftgate.train.tracking import Display, Metrics
 
 PHASES = {

@@ -39,16 +39,16 @@ if __name__ != "__mp_main__":  # a process that measures the head's memory needs
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from driftgate.data.prompts import Problem, Prompt
+    from driftgate.data.tasks import training_problems
     from driftgate.models.policy import Policy
     from driftgate.recipe import load_recipe
     from driftgate.rollout.hf import HFEngine
-    from driftgate.sandbox.tasks import training_problems
-    from driftgate.teacher.local import LocalTeacher
+    from driftgate.scorers.local import LocalTeacher
+    from driftgate.stop import StopSignal
     from driftgate.train import loop, portions, setup, sums
     from driftgate.train.checkpoint import Position
     from driftgate.train.learner import Learner
     from driftgate.train.rollouts import Engines
-    from driftgate.train.stop import StopSignal
     from driftgate.train.tracking import Display, Metrics
 
 LEAST_MB = 1.0

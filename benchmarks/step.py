@@ -50,9 +50,9 @@ from driftgate.data.experience import Experience
 from driftgate.data.packing import MicroBatch
 from driftgate.models.policy import Policy
 from driftgate.recipe import load_recipe
+from driftgate.stop import StopSignal
 from driftgate.train import loop, setup
 from driftgate.train.rollouts import prompts_of_step, sample_responses
-from driftgate.train.stop import StopSignal
 from driftgate.train.tracking import Display, Metrics
 
 MODELS = {"student": (4, 256), "teacher": (6, 384)}

@@ -15,10 +15,10 @@ import measure
 from rich.console import Console
 
 from driftgate.recipe import load_recipe
+from driftgate.stop import StopSignal
 from driftgate.train import loop, setup
 from driftgate.train.checkpoint import Position
 from driftgate.train.portions import Portion, spans_of
-from driftgate.train.stop import StopSignal
 from driftgate.train.tracking import Display, Metrics
 from driftgate.train.weighing import Moment
 

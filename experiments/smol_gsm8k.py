@@ -26,11 +26,12 @@ from scipy import stats
 
 from driftgate.config import ModelSettings, TrainConfig
 from driftgate.data.prompts import Problem, Prompt, encode_prompts, jsonl_rows, parse_problems
+from driftgate.data.response import Response
 from driftgate.evaluate.divergence import divergence_by_prompt
 from driftgate.models import load
 from driftgate.models.policy import Policy
 from driftgate.recipe import check_config
-from driftgate.rollout.engine import Request, Response, Sampling
+from driftgate.rollout.engine import Request, Sampling
 from driftgate.rollout.hf import HFEngine
 
 

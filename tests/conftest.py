@@ -9,9 +9,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from driftgate.recipe import check_config
 from driftgate.sandbox.tokenizer import build_tokenizer
+from driftgate.stop import StopSignal
 from driftgate.train import loop, setup
 from driftgate.train.learner import Portion
-from driftgate.train.stop import StopSignal
 from driftgate.train.tracking import Display, Metrics
 
 torch.set_num_threads(1)

@@ -4,9 +4,9 @@ import json
 
 from rich.console import Console
 
+from driftgate import demo
+from driftgate.data.tasks import BENCHMARKS
 from driftgate.evaluate.evaluate import EvalSettings
-from driftgate.sandbox import demo
-from driftgate.sandbox.tasks import BENCHMARKS
 
 
 def test_the_demo_trains_twice_examines_four_models_and_writes_a_report(tmp_path):

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from driftgate.config import StudentSettings
 from driftgate.errors import InputError
+from driftgate.estimate import estimate as dry
+from driftgate.estimate.shapes import KNOWN, Shape, shape_of
 from driftgate.models.sources import resolve
 from driftgate.recipe import load_recipe
-from driftgate.study import estimate as dry
-from driftgate.study.shapes import KNOWN, Shape, shape_of
 
 SMALL, LARGE = KNOWN["Qwen3-1.7B"], KNOWN["Qwen3-4B"]
 MEASURED = dry.Gpu("H200 as measured", 790e12, 790e12, 4.3e12, 141e9)

@@ -18,7 +18,7 @@ from driftgate.errors import InputError
 from driftgate.evaluate.batch import bytes_per_token, fitting_batch, free_bytes
 from driftgate.evaluate.divergence import divergence_by_prompt
 from driftgate.evaluate.evaluate import EvalSettings, evaluate, load_examinee, plan
-from driftgate.evaluate.identity import fingerprint
+from driftgate.models.identity import fingerprint
 from driftgate.models.load import load_model
 from driftgate.models.policy import Policy
 from driftgate.rollout.engine import Request, Sampling

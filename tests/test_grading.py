@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from driftgate.errors import InputError, RunError
-from driftgate.evaluate.grading import (
+from driftgate.verify.grading import (
     LONGEST_ANSWER,
     IntegerGrader,
     MathGrader,

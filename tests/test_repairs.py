@@ -12,9 +12,9 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from driftgate.recipe import load_recipe, shipped_recipes
+from driftgate.stop import StopSignal
 from driftgate.train import loop, setup
 from driftgate.train.learner import Portion
-from driftgate.train.stop import StopSignal
 from driftgate.train.tracking import Display, Metrics
 from driftgate.train.weighing import Moment
 

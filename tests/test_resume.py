@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from driftgate.errors import InputError
 from driftgate.recipe import check_config
+from driftgate.stop import Stopped
 from driftgate.train import loop
 from driftgate.train.run import final_model, run
-from driftgate.train.stop import Stopped
 
 QUIET = Console(quiet=True)
 UPDATES = 3 * 2 * 2  # steps x passes x minibatches of the fixture

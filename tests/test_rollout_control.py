@@ -9,13 +9,13 @@ from scipy.stats import chisquare
 
 from driftgate import keyed
 from driftgate.config import ModelSettings
+from driftgate.horizon import LengthController, growing, share
 from driftgate.models.load import load_model
 from driftgate.models.policy import Policy
 from driftgate.rollout import blend as blending
 from driftgate.rollout.blend import blend
 from driftgate.rollout.engine import Request, Sampling
 from driftgate.rollout.hf import HFEngine
-from driftgate.rollout.horizon import LengthController, growing, share
 from driftgate.rollout.prefix import generate_with_prefix
 from driftgate.rollout.reference import reference_response
 

@@ -14,13 +14,13 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from driftgate.errors import InputError
+from driftgate.horizon import LengthController
 from driftgate.recipe import check_config, load_recipe
-from driftgate.rollout.horizon import LengthController
+from driftgate.stop import Stopped, StopSignal
 from driftgate.train import loop
 from driftgate.train.checkpoint import Position
 from driftgate.train.records import distances
 from driftgate.train.run import run
-from driftgate.train.stop import Stopped, StopSignal
 from driftgate.train.tracking import Display, Metrics
 from driftgate.train.weighing import Moment
 

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import driftgate.sandbox
+from driftgate.data.tasks import BENCHMARKS, LABELS, benchmark, is_held_out, training_problems
 from driftgate.sandbox.pretrain import IGNORED, LESSONS, SIZES, batches
-from driftgate.sandbox.tasks import BENCHMARKS, LABELS, benchmark, is_held_out, training_problems
 from driftgate.sandbox.tokenizer import VOCABULARY, build_tokenizer
 
 PAIR = Path(driftgate.sandbox.__file__).parent / "pair"

@@ -22,7 +22,7 @@ from driftgate.method.changepoint import changepoint_spans, keep_before_drop
 from driftgate.method.head import Summary
 from driftgate.method.spans import fixed_spans, newline_spans, sequence_spans, token_spans
 from driftgate.recipe import load_recipe
-from driftgate.teacher.local import TargetNeeds
+from driftgate.scorers.local import TargetNeeds
 from driftgate.train.diagnostics import distribution_sums, repetition
 from driftgate.train.scoring import Needs, needs_of
 from driftgate.train.sums import Sums

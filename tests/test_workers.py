@@ -7,7 +7,7 @@ import time
 import pytest
 from rich.console import Console
 
-from driftgate.train.stop import Stopped, StopSignal
+from driftgate.stop import Stopped, StopSignal
 from driftgate.workers import Workers
 
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from .errors import InputError, RunError
-from .train.stop import Stopped
+from .stop import Stopped
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Gated on-policy distillation."
@@ -101,7 +101,7 @@ def demo(
     seed: int = 0,
 ) -> None:
     """Train the embedded pair without and with Block64 gates, compare, and write a report; minutes on two cores."""
-    from .sandbox.demo import run_demo
+    from .demo import run_demo
 
     with resumable(out):
         run_demo(out, console, steps, seed)

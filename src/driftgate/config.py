@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from .horizon import share
 from .loss_config import Factor, GateSettings, Objective, TermSettings
-from .rollout.horizon import share
 from .settings import NonNegativeFloat, Settings, Share
 
 Dtype = Literal["float32", "bfloat16", "float64"]

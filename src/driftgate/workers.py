@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from .progress import bars
-from .train.stop import Stopped
+from .stop import Stopped
 
 
 class Workers:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import InputError
-from ..sandbox import tasks
+from . import tasks
 from .prompts import Problem, enumerate_rows, hub_rows, jsonl_rows, parse_problems
 
 EMBEDDED_SIZE = 200

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..rollout.engine import Response
 from .packing import MicroBatch, micro_batches, pack
 from .prompts import Prompt
+from .response import Response
 
 PLAIN = ("finished", "written", "engine_logp")
 

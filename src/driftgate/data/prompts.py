@@ -37,7 +37,7 @@ class Prompt:
 def load_problems(settings: PromptSettings) -> list[Problem]:
     """The problems that `prompts.path` names. Raises InputError naming the file and the line."""
     if settings.path == "sandbox":
-        from ..sandbox.tasks import training_problems
+        from .tasks import training_problems
 
         return [Problem(p.id, p.problem, p.answer, p.solution) for p in training_problems(SANDBOX_PROBLEMS)]
     if settings.path.startswith("hub:"):

@@ -8,9 +8,9 @@ from torch import Tensor
 from ..data.experience import Experience
 from ..data.packing import MicroBatch
 from ..data.prompts import Prompt
+from ..data.response import Response
 from ..method.vocabulary import vocabulary_divergence
 from ..models.policy import Policy
-from ..rollout.engine import Response
 
 
 @torch.no_grad()

@@ -14,15 +14,16 @@ from typing import Any
 from ..config import ModelSettings, PromptSettings
 from ..data.benchmarks import benchmark_name, content_sha256, load_benchmark
 from ..data.prompts import Problem, Prompt, encode_prompts
+from ..data.response import Response
 from ..errors import InputError
 from ..models import load
+from ..models.identity import fingerprint
 from ..models.policy import Policy, check_head
-from ..rollout.engine import Request, Response, Sampling
+from ..rollout.engine import Request, Sampling
 from ..rollout.hf import HFEngine
+from ..verify.grading import Grader, answer_of, grader_for
 from .batch import fitting_batch
 from .folder import Folder, Row
-from .grading import Grader, answer_of, grader_for
-from .identity import fingerprint
 from .measures import measures
 
 LONGEST = 16_384

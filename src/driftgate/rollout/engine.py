@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..data.response import Response
+
 
 @dataclass(frozen=True)
 class Request:
@@ -17,25 +19,6 @@ class Request:
     @property
     def for_teacher(self) -> tuple[int, ...]:
         return self.prompt if self.teacher_prompt is None else self.teacher_prompt
-
-
-@dataclass(frozen=True)
-class Response:
-    """One sampled answer."""
-
-    ids: tuple[int, ...]
-    """Token ids, the stop token included where one was drawn."""
-    logprobs: tuple[float, ...]
-    """The engine's own log-probability of each id, in nats, at the sampling temperature, over the whole vocabulary.
-
-    The student's, whatever mixture the id was drawn from; the teacher's for the first `prefix` ids.
-    """
-    finished: bool
-    """False for a response that was cut at the limit (truncated)."""
-    prefix: int = 0
-    """Leading ids that the teacher wrote."""
-    reference: bool = False
-    """Whether this is a reference solution, which no model wrote."""
 
 
 @dataclass(frozen=True)

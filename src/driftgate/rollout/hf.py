@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import keyed
+from ..data.response import Response
 from ..models.policy import Policy
 from .blend import blend
-from .engine import Request, Response, Sampling
+from .engine import Request, Sampling
 from .reader import Reader
 from .sampling import sample
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .engine import Engine, Request, Response, Sampling
+from ..data.response import Response
+from .engine import Engine, Request, Sampling
 
 
 def generate_with_prefix(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from .engine import Response
+from ..data.response import Response
 
 
 def reference_response(ids: Sequence[int], stop_id: int) -> Response:

@@ -26,12 +26,13 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from ..evaluate.grading import grade_integer
+from ..data.response import Response
+from ..data.tasks import BENCHMARKS, LEVELS, LockProblem, benchmark, training_stream
 from ..evaluate.passk import summarise
 from ..models.policy import Policy
-from ..rollout.engine import Request, Response, Sampling
+from ..rollout.engine import Request, Sampling
 from ..rollout.hf import HFEngine
-from .tasks import BENCHMARKS, LEVELS, Problem, benchmark, training_stream
+from ..verify.grading import grade_integer
 from .tokenizer import EOS, PAD, VOCABULARY, build_tokenizer
 
 PAD_ID, EOS_ID = VOCABULARY.index(PAD), VOCABULARY.index(EOS)
@@ -98,7 +99,7 @@ def build_model(role: str, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausal
     return model
 
 
-def encode(problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> list[Pair]:
+def encode(problems: list[LockProblem], tokenizer: PreTrainedTokenizerFast) -> list[Pair]:
     """Token ids of each problem and of its solution, the end token included."""
     questions = tokenizer([p.problem for p in problems]).input_ids
     solutions = tokenizer([p.solution for p in problems]).input_ids
@@ -202,7 +203,7 @@ def measure(model: Qwen3ForCausalLM, role: str, tokenizer: PreTrainedTokenizerFa
 
 def _sampled(
     model: Qwen3ForCausalLM,
-    problems: list[Problem],
+    problems: list[LockProblem],
     tokenizer: PreTrainedTokenizerFast,
     advance: Callable[[int], None],
 ) -> list[list[Response]]:
@@ -214,7 +215,7 @@ def _sampled(
     return HFEngine(Policy(model), batch=256).generate(requests, sampling, advance)
 
 
-def _is_right(problem: Problem, response: Response, tokenizer: PreTrainedTokenizerFast) -> bool:
+def _is_right(problem: LockProblem, response: Response, tokenizer: PreTrainedTokenizerFast) -> bool:
     return grade_integer(str(tokenizer.decode(list(response.ids), skip_special_tokens=True)), problem.answer)
 
 

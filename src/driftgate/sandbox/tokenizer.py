@@ -3,7 +3,7 @@
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from driftgate.sandbox.tasks import LABELS
+from driftgate.data.tasks import LABELS
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 BOX = "\\boxed{"  # the one token longer than a character

@@ -7,10 +7,10 @@ from rich.console import Console
 
 from ..config import TrainConfig
 from ..data.benchmarks import EMBEDDED_SIZE, PUBLISHED, benchmark_name, load_benchmark
+from ..data.tasks import BENCHMARKS
+from ..estimate.estimate import GB, Estimate, estimate, estimate_table
 from ..evaluate.evaluate import check_values
-from ..sandbox.tasks import BENCHMARKS
 from .config import Exam, Study, arm_configs, load_study
-from .estimate import GB, Estimate, estimate, estimate_table
 
 
 def print_plan(path: Path, console: Console, mean_length: float) -> None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.experience import Experience
 from ..errors import RunError
-from ..rollout.horizon import LengthController
+from ..horizon import LengthController
 
 PARTIAL = ".partial"
 

@@ -24,7 +24,7 @@ from ..loss_config import NllObjective, SampledTokenObjective, TermSettings
 from ..method import head
 from ..method.gates import span_drift
 from ..models.policy import Policy
-from ..teacher.local import TargetNeeds, score_tokens
+from ..scorers.local import TargetNeeds, score_tokens
 from . import diagnostics
 from .losses import Outputs, Scores, clipped, read_head, token_losses
 from .portions import Portion

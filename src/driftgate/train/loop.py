@@ -17,6 +17,7 @@ from pathlib import Path
 from ..config import TrainConfig
 from ..data.experience import Experience
 from ..errors import RunError
+from ..stop import StopSignal
 from . import checkpoint
 from .checkpoint import Position
 from .learner import Learner
@@ -32,7 +33,6 @@ from .rollouts import (
 )
 from .scoring import behaviour_scores, diagnosed, target_scores
 from .setup import Parts
-from .stop import StopSignal
 from .tracking import Display, Metrics, write_rollouts
 from .weighing import Moment
 

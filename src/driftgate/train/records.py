@@ -9,9 +9,9 @@ import torch
 from ..config import TrainConfig
 from ..data.experience import Experience
 from ..data.prompts import Prompt
+from ..data.response import Response
 from ..errors import RunError
-from ..evaluate.grading import Grader, canonical_integer, grade_integer
-from ..rollout.engine import Response
+from ..verify.grading import Grader, canonical_integer, grade_integer
 from .diagnostics import repetition
 
 

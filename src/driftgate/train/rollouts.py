@@ -7,8 +7,9 @@ from .. import keyed
 from ..config import TrainConfig
 from ..data.experience import Experience
 from ..data.prompts import Prompt
-from ..rollout.engine import Engine, Request, Response, Sampling
-from ..rollout.horizon import LengthController, growing, share
+from ..data.response import Response
+from ..horizon import LengthController, growing, share
+from ..rollout.engine import Engine, Request, Sampling
 from ..rollout.prefix import generate_with_prefix
 from ..rollout.reference import reference_response
 

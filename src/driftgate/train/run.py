@@ -13,10 +13,10 @@ from rich.console import Console
 from ..config import TrainConfig
 from ..data.prompts import Prompt
 from ..errors import InputError, RunError
-from ..evaluate.identity import fingerprint
+from ..models.identity import fingerprint
+from ..stop import Stopped, StopSignal
 from . import setup
 from .loop import train
-from .stop import Stopped, StopSignal
 from .tracking import Display, write_config, write_environment
 
 

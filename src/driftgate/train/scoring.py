@@ -14,7 +14,7 @@ from ..config import TrainConfig
 from ..data.experience import Experience
 from ..loss_config import CandidateObjective, DivergenceObjective, LsmObjective, TermSettings
 from ..models.policy import Policy
-from ..teacher.local import LocalTeacher, TargetNeeds, score_tokens
+from ..scorers.local import LocalTeacher, TargetNeeds, score_tokens
 from .portions import schedule, sequences_of
 from .weighing import weighed_ahead
 

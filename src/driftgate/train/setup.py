@@ -15,12 +15,12 @@ from ..config import TrainConfig
 from ..data.experience import Experience
 from ..data.prompts import Problem, Prompt, encode_prompts, load_problems
 from ..errors import InputError
-from ..evaluate.grading import Grader, grader_for
 from ..models import load
 from ..models.policy import Policy, check_head
 from ..recipe import check_config
 from ..rollout.hf import HFEngine
-from ..teacher.local import LocalTeacher
+from ..scorers.local import LocalTeacher
+from ..verify.grading import Grader, grader_for
 from . import checkpoint
 from .checkpoint import Position
 from .learner import Learner

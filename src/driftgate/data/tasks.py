@@ -42,7 +42,7 @@ Move = tuple[str, str, str]  # label, sign, amount for each wheel: ("a", "+", "3
 
 
 @dataclass(frozen=True)
-class Problem:
+class LockProblem:
     """One question, its integer answer, and the solution a good model writes."""
 
     id: str
@@ -52,19 +52,19 @@ class Problem:
     source: str
 
 
-def benchmark(name: str, count: int = 200) -> list[Problem]:
+def benchmark(name: str, count: int = 200) -> list[LockProblem]:
     """The first `count` held-out problems of one benchmark: always the same ones."""
     drawn = _drawn(random.Random(f"driftgate {name}"), LEVELS[name])
     kept = (lock for lock in drawn if is_held_out(_question(*lock)))
     return [_problem(f"{name}-{i:04d}", name, *next(kept)) for i in range(count)]
 
 
-def training_problems(count: int, seed: int = 0) -> list[Problem]:
+def training_problems(count: int, seed: int = 0) -> list[LockProblem]:
     """`count` problems open to training, the four lengths in turn."""
     return [problem for problem, _ in zip(training_stream(seed), range(count), strict=False)]
 
 
-def training_stream(seed: int = 0, lengths: tuple[int, ...] = tuple(LEVELS.values())) -> Iterator[Problem]:
+def training_stream(seed: int = 0, lengths: tuple[int, ...] = tuple(LEVELS.values())) -> Iterator[LockProblem]:
     """Endless problems open to training, the given lengths (in moves) in turn."""
     rng = random.Random(f"driftgate training {seed}")
     streams = [_drawn(rng, length) for length in lengths]
@@ -114,11 +114,11 @@ def _question(start: str, moves: list[Move]) -> str:
     return f"{start} {' '.join(map(''.join, moves))} ?"
 
 
-def _problem(identity: str, source: str, start: str, moves: list[Move]) -> Problem:
+def _problem(identity: str, source: str, start: str, moves: list[Move]) -> LockProblem:
     setting, lines = start, []
     for label, sign, amounts in moves:
         after = _turned(setting, sign, amounts)
         lines.append(f"{setting}{label}{sign}{amounts}={after}\n")
         setting = after
     answer = str(int(setting))
-    return Problem(identity, _question(start, moves), answer, f"{''.join(lines)}\\boxed{{{answer}}}", source)
+    return LockProblem(identity, _question(start, moves), answer, f"{''.join(lines)}\\boxed{{{answer}}}", source)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..models.policy import Policy
+from .policy import Policy
 
 _UNRELATED = ("_name_or_path", "transformers_version", "architectures")
 """Of a model's configuration: where it was found and what wrote it."""

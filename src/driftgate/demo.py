@@ -16,18 +16,18 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 from rich.console import Console
 
-from ..config import TrainConfig
-from ..evaluate.command import results_table
-from ..evaluate.evaluate import EvalSettings, evaluate, load_examinee, responses_of
-from ..evaluate.folder import OtherEvaluationError
-from ..evaluate.measures import shown
-from ..evaluate.passk import bootstrap_interval
-from ..recipe import load_recipe
-from ..report import plots
-from ..study.scores import read_scores, require_same_problems, values_of
-from ..train.run import run
-from ..workers import Workers
-from .tasks import BENCHMARKS, benchmark
+from .config import TrainConfig
+from .data.tasks import BENCHMARKS, benchmark
+from .evaluate.command import results_table
+from .evaluate.evaluate import EvalSettings, evaluate, load_examinee, responses_of
+from .evaluate.folder import OtherEvaluationError
+from .evaluate.measures import shown
+from .evaluate.passk import bootstrap_interval
+from .recipe import load_recipe
+from .report import plots
+from .study.scores import read_scores, require_same_problems, values_of
+from .train.run import run
+from .workers import Workers
 
 RECIPES = {"no gate": "sandbox/lsm_none", "Block64 gate": "sandbox/lsm_block64"}
 EXAM = EvalSettings(BENCHMARKS, limit=40)
@@ -176,7 +176,7 @@ def _example(out: Path, names: list[str]) -> dict[str, Any]:
 def _parameters() -> dict[str, str]:
     from transformers import AutoModelForCausalLM
 
-    from ..models.sources import resolve
+    from .models.sources import resolve
 
     models = {
         name: AutoModelForCausalLM.from_pretrained(resolve(f"sandbox/{name}", name)) for name in ("student", "teacher")

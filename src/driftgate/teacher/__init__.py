@@ -1,1 +1,0 @@
-"""Teachers: what they score, once per rollout batch."""
