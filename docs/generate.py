@@ -20,7 +20,7 @@ from driftgate.config import TrainConfig
 from driftgate.method import signals as known
 from driftgate.recipe import groups_of, load_recipe, shipped_recipes
 from driftgate.study.config import Study
-from driftgate.train.setup import learns_from_solutions, needs_verifier
+from driftgate.train.checks import learns_from_solutions, needs_verifier
 
 HERE = Path(__file__).parent
 MADE = "<!-- Made by docs/generate.py; change the docstrings instead. -->\n\n"

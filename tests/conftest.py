@@ -4,15 +4,12 @@ import json
 
 import pytest
 import torch
-from rich.console import Console
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from driftgate.recipe import check_config
 from driftgate.sandbox.tokenizer import build_tokenizer
-from driftgate.stop import StopSignal
-from driftgate.train import loop, setup
-from driftgate.train.learner import Portion
-from driftgate.train.tracking import Display, Metrics
+from driftgate.train.build import build_run
+from driftgate.train.portions import Portion, spans_of
 
 torch.set_num_threads(1)
 
@@ -44,21 +41,27 @@ def make_model(folder, seed, hidden=32, layers=2, tied=False, std=0.3, **changes
 
 
 def collected(config, out):
-    """Parts and the first rollout batch of a run, by stream."""
-    parts = setup.set_up(config, out)
+    """A run and its first rollout batch, by whose responses they are."""
+    made = build_run(config, out)
     out.mkdir(exist_ok=True)
-    metrics = Metrics(out / "metrics.jsonl", parts.position)
-    display = Display(Console(quiet=True), config.steps, 0)
-    return parts, loop.collect(config, parts, parts.position, metrics, out, display, StopSignal())
+    return made, made.source.take(made.position).responses
 
 
-def portions_of(config, parts, streams, sequences):
-    """What an optimiser batch of these student sequences takes of each stream: of the others everything."""
-    chosen = {name: range(len(batch.responses)) for name, batch in streams.items()} | {"student": sequences}
+def portions_of(config, made, responses, sequences):
+    """What an optimiser batch of these student sequences takes of each group of responses: of the others everything."""
+    chosen = {name: range(len(batch.responses)) for name, batch in responses.items()} | {"student": sequences}
     return {
-        name: Portion(batch, chosen[name], *loop.spans_of(config, name, batch, parts.newline_ids))
-        for name, batch in streams.items()
+        name: Portion(batch, chosen[name], *spans_of(config, name, batch, made.newline_ids))
+        for name, batch in responses.items()
     }
+
+
+def learn(config, made, responses, sequences, moment, diagnose=False):
+    """One optimiser update as the loop makes it. Returns its metrics."""
+    updated = made.learner.update(portions_of(config, made, responses, sequences), moment, diagnose)
+    if updated.old_logp is not None:
+        responses["student"] = responses["student"].with_behaviour(updated.old_logp)
+    return updated.metrics
 
 
 @pytest.fixture(scope="session")

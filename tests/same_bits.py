@@ -22,7 +22,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from driftgate.recipe import load_recipe
-from driftgate.train.run import final_model, run
+from driftgate.train.command import run
+from driftgate.train.folder import final_model
 
 RECORD = Path(__file__).with_name("same_bits.json")
 RECIPES = {

@@ -13,6 +13,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from driftgate import cli
+from driftgate.objectives.lsm import LsmObjective
 from driftgate.train import learner
 
 
@@ -71,7 +72,7 @@ def test_unknown_setting_names_the_nearest(command):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("gate.tau=-1", "gate.tau = -1: input should be greater than 0"),
+        ("gate.tau=-1", "gate.tau = -1: input should be greater than or equal to 0"),
         ("passes=0", "passes = 0"),
         ("gate.spans=sentences", "gate.spans = 'sentences'"),
         ("objective.k=1", "objective.k = 1"),
@@ -94,7 +95,7 @@ def test_a_bad_value_is_named_with_its_mend(command, override, expected):
 
 
 def reference_term(**settings):
-    return {"sft": {"stream": "reference", "objective": {"kind": "nll"}} | settings}
+    return {"sft": {"responses": "reference", "objective": {"kind": "nll"}} | settings}
 
 
 ON_TOP_K = {"kind": "divergence", "support": "teacher"}
@@ -176,23 +177,23 @@ ONE_SIDE = "give either above or below"
         ),
         (
             {"terms": reference_term(objective={"kind": "sampled_token"})},
-            "terms.sft: objective.kind = sampled_token on stream = reference",
+            "terms.sft: objective.kind = sampled_token on responses = reference",
             "use divergence or nll",
         ),
         (
             {"terms": reference_term(objective={"kind": "candidates"})},
-            "terms.sft: objective.kind = candidates on stream = reference",
+            "terms.sft: objective.kind = candidates on responses = reference",
             "use divergence or nll",
         ),
         (
             {"terms": reference_term(weights={"w": {"signal": "drift"}})},
-            "terms.sft: weights.w on stream = reference",
-            "take the factor out or set stream=student",
+            "terms.sft: weights.w on responses = reference",
+            "take the factor out or set responses=student",
         ),
         (
-            {"terms": reference_term(weights={"w": {"signal": "correct"}}, stream="teacher")},
-            "terms.sft: weights.w on stream = teacher",
-            "take the factor out or set stream=student",
+            {"terms": reference_term(weights={"w": {"signal": "correct"}}, responses="teacher")},
+            "terms.sft: weights.w on responses = teacher",
+            "take the factor out or set responses=student",
         ),
         ({"terms": {"main": {"objective": {"kind": "nll"}}}}, "terms.main", "give the other term another name"),
         ({"weights": {"gate": {"signal": "gap"}}}, "weights.gate", "give the other another name"),
@@ -208,7 +209,7 @@ ONE_SIDE = "give either above or below"
         ),
         (
             {"weights": {"w": {"signal": "gap", "control": "shuffle_boundaries"}}},
-            "weights.w: control = shuffle_boundaries on partition token",
+            "weights.w: control = shuffle_boundaries with partition = token",
             "use block, newline or changepoint",
         ),
         (
@@ -229,7 +230,7 @@ ONE_SIDE = "give either above or below"
         ),
         (
             {"weights": {"w": {"signal": "gap", "partition": "sequence", "control": "shuffle_within"}}},
-            "weights.w: control = shuffle_within on partition sequence",
+            "weights.w: control = shuffle_within with partition = sequence",
             "use shuffle_across",
         ),
         (
@@ -289,7 +290,7 @@ ONE_SIDE = "give either above or below"
 def test_a_loss_that_makes_no_sense_is_refused_before_anything_is_loaded(
     command, tmp_path, monkeypatch, changes, setting, mend
 ):
-    monkeypatch.setattr("driftgate.train.run.run", None)
+    monkeypatch.setattr("driftgate.train.command.run", None)
     code, said = command(**changes)
     assert code == 2
     assert setting in said
@@ -333,7 +334,7 @@ def test_problems_that_lack_what_the_loss_reads(command, tmp_path, changes, fiel
 
 
 def test_several_bad_values_are_told_at_once(command):
-    code, said = command("gate.tau=0", "steps=-3")
+    code, said = command("gate.tau=-1", "steps=-3")
     assert code == 2
     assert "gate.tau" in said
     assert "steps" in said
@@ -470,7 +471,7 @@ def test_a_support_wider_than_the_vocabulary(command):
         {"diagnostics": {"k": 100, "every": 0}, "weights": {"w": {"signal": "overlap"}}},
         {
             "diagnostics": {"k": 100, "every": 0},
-            "terms": reference_term(stream="teacher", weights={"w": {"signal": "teacher_margin"}}),
+            "terms": reference_term(responses="teacher", weights={"w": {"signal": "teacher_margin"}}),
         },
     ],
     ids=["measured", "weight", "weight-on-another-stream"],
@@ -534,7 +535,7 @@ def test_everything_dropped(command, tmp_path):
 
 
 def test_nan_stops_the_run_and_keeps_the_last_checkpoint(command, tmp_path, monkeypatch):
-    original, seen = learner.token_losses, []
+    original, seen = LsmObjective.loss, []
 
     def poisoned(*args):
         losses = original(*args)
@@ -542,7 +543,7 @@ def test_nan_stops_the_run_and_keeps_the_last_checkpoint(command, tmp_path, monk
         return losses * float("nan") if len(seen) == 11 else losses
 
     with monkeypatch.context() as patched:
-        patched.setattr(learner, "token_losses", poisoned)
+        patched.setattr(LsmObjective, "loss", poisoned)
         code, said = command()
     assert code == 1
     assert "the loss is nan at step 3, update 3, pass 2, minibatch 1" in said
@@ -691,7 +692,7 @@ def test_eval_into_a_file_is_refused_before_sampling(monkeypatch, capsys, tmp_pa
 
 
 def test_two_processes_cannot_share_a_run_folder(command, tmp_path):
-    from driftgate.train.setup import lock
+    from driftgate.train.folder import lock
 
     with lock(tmp_path / "run"):
         code, said = command()

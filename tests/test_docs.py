@@ -8,8 +8,8 @@ from rich.console import Console
 
 from driftgate.errors import InputError, RunError
 from driftgate.method.signals import SIGNALS
-from driftgate.recipe import check_config, load_recipe
-from driftgate.train.run import run
+from driftgate.recipe import check_config, load_recipe, run_code
+from driftgate.train.command import run
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -49,6 +49,7 @@ def test_a_signal_that_goes_wrong_is_named(case, tmp_path, settings):
     file.write_text(
         f"from driftgate.method.signals import signal\n@signal({reads})\ndef crooked(s):\n    return {body}\n"
     )
+    run_code(str(file))
     config = check_config(settings | {"code": str(file), "weights": {"w": {"signal": "crooked", "map": "exp"}}})
     try:
         with pytest.raises(RunError, match=f"signal crooked: .*{said}"):
@@ -65,10 +66,24 @@ def test_a_signal_that_goes_wrong_is_named(case, tmp_path, settings):
         ("from driftgate.method.signals import signal\n@signal('logpp')\ndef mine(s): ...", "cannot read logpp"),
     ],
 )
-def test_code_that_fails_is_told_before_anything_is_loaded(tmp_path, settings, text, said):
+def test_code_that_fails_is_told_before_anything_is_loaded(tmp_path, text, said):
     file = tmp_path / "mine.py"
     file.write_text(text)
     with pytest.raises(InputError, match=f"code = .*{said}"):
-        check_config(settings | {"code": str(file)})
+        load_recipe("sandbox/lsm_none", [f"code={file}"])
     with pytest.raises(InputError, match=r"code = 'nowhere\.py'"):
-        check_config(settings | {"code": "nowhere.py"})
+        load_recipe("sandbox/lsm_none", ["code=nowhere.py"])
+
+
+def test_code_runs_once_however_often_settings_are_checked(tmp_path, settings):
+    file, log = tmp_path / "mine.py", tmp_path / "log"
+    file.write_text(f"with open({str(log)!r}, 'a') as log:\n    log.write('x')\n")
+    check_config(settings | {"code": str(file)})
+    assert not log.exists()  # a check of settings runs nobody's code
+    paths = [f"{name}.path={settings[name]['path']}" for name in ("student", "teacher", "prompts")]
+    small = ["steps=1", "prompts.per_step=2", "rollout.max_new_tokens=12", "rollout.allow_truncated=true"]
+    config = load_recipe("sandbox/lsm_none", [*paths, *small, "threads=1", f"code={file}"])
+    check_config(config.model_dump(mode="json"))
+    run(config, tmp_path / "run", Console(quiet=True))
+    run(config, tmp_path / "run", Console(quiet=True))  # resumed: reads the folder's config.yaml
+    assert log.read_text() == "x"

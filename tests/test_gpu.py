@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 
 from driftgate.method import head
 from driftgate.recipe import check_config, load_recipe
-from driftgate.train.run import final_model, run
+from driftgate.train.command import run
+from driftgate.train.folder import final_model
 
 pytestmark = [
     pytest.mark.gpu,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import collected, make_model, portions_of
+from conftest import collected, learn, make_model
 from rich.console import Console
 from safetensors.torch import load_file
 from twins import (
@@ -17,15 +17,19 @@ from twins import (
     slow_topk_reverse_kl,
 )
 
+from driftgate.config import TermSettings
 from driftgate.errors import RunError
-from driftgate.loss_config import TermSettings
+from driftgate.method.scores import Scored
 from driftgate.models.policy import Policy
 from driftgate.recipe import check_config
-from driftgate.train import loop, scoring, setup
-from driftgate.train.learner import Learner, repeatable
+from driftgate.train import scoring
+from driftgate.train.build import build_run
+from driftgate.train.command import run
+from driftgate.train.determinism import repeatable_backward
+from driftgate.train.folder import final_model
 from driftgate.train.portions import schedule
-from driftgate.train.run import final_model, run
 from driftgate.train.sums import Sums
+from driftgate.train.terms import Terms
 from driftgate.train.weighing import Moment, Weighed
 
 LSM, SAMPLED = {"kind": "lsm", "k": 6}, {"kind": "sampled_token"}
@@ -48,7 +52,7 @@ def double(settings, **changes):
 
 def update(config, parts, streams, sequences, number=0):
     """The update of that number, counted from 0, of the first step: its metrics."""
-    return parts.learner.update(portions_of(config, parts, streams, sequences), Moment(config.seed, 0, number))
+    return learn(config, parts, streams, sequences, Moment(config.seed, 0, number))
 
 
 def slow_gradient(config, parts, batch, sequences):
@@ -64,16 +68,16 @@ def slow_gradient(config, parts, batch, sequences):
     logp, student, rows = torch.cat(logp), torch.cat(student), torch.tensor(rows)
     chosen = torch.cat([(batch.rows == row).nonzero().flatten() for row in sequences])
     if config.objective.kind == "lsm":
-        support = student.gather(1, batch.scores["teacher_top_ids"][chosen].long())
-        losses = slow_topk_reverse_kl(support, batch.scores["teacher_top_logp"][chosen])
+        support = student.gather(1, batch.scores.teacher.top_ids[chosen].long())
+        losses = slow_topk_reverse_kl(support, batch.scores.teacher.top_logp[chosen])
     else:
-        streams = batch.scores["behaviour_logp"][chosen], batch.scores["teacher_logp"][chosen]
+        streams = batch.scores.behaviour.logp[chosen], batch.scores.teacher.logp[chosen]
         losses = slow_sampled_token_loss(logp, *streams, "frozen", 0.2, 3.0)
     gate = torch.ones(len(rows), dtype=torch.float64)
     if config.gate.spans != "none":
         order = torch.tensor([sequences.index(int(row)) for row in rows])
         spans = slow_spans(config, parts, order, batch.ids[chosen])
-        behaviour = batch.scores["behaviour_logp"][chosen]
+        behaviour = batch.scores.behaviour.logp[chosen]
         gate = slow_gate(logp.detach(), behaviour, spans, config.gate.tau, config.gate.statistic)
     if config.gate.scope == "sequence":
         for row in sequences:
@@ -96,9 +100,9 @@ def slow_spans(config, parts, rows, ids):
 def test_an_update_has_the_gradient_of_the_equations(settings, tmp_path, objective, gate):
     config = double(settings, objective=objective, gate=gate, microbatch_tokens=60)
     parts, streams = collected(config, tmp_path)
-    minibatches = list(loop.schedule(config, 0))
-    update(config, parts, streams, minibatches[0][2])  # so that the student has drifted
-    sequences = minibatches[1][2]
+    minibatches = list(schedule(config, 0))
+    update(config, parts, streams, minibatches[0].sequences)  # so that the student has drifted
+    sequences = minibatches[1].sequences
     loss, expected = slow_gradient(config, parts, streams["student"], sequences)
     metrics = update(config, parts, streams, sequences, number=1)
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-9)
@@ -117,8 +121,7 @@ def test_the_split_into_micro_batches_changes_nothing(settings, tmp_path, object
     for tokens in (1, 90, 100_000):
         config = double(settings, objective=objective, gate=gate, microbatch_tokens=tokens)
         parts, streams = collected(config, tmp_path / str(tokens))
-        schedule = enumerate(loop.schedule(config, 0))
-        metrics = [update(config, parts, streams, part, number) for number, (_, _, part) in schedule]
+        metrics = [update(config, parts, streams, each.sequences, each.number) for each in schedule(config, 0)]
         for each in metrics:
             each.pop("padding")  # tells of the split itself
         results.append((metrics, [p.detach().clone() for p in parts.policy.parameters()]))
@@ -132,7 +135,7 @@ def test_the_split_into_micro_batches_changes_nothing(settings, tmp_path, object
 def test_the_first_update_after_a_rollout_is_ungated_to_the_bit(settings, tmp_path):
     config = check_config(settings)  # in float32: equal bits, not equal digits
     parts, streams = collected(config, tmp_path)
-    metrics = update(config, parts, streams, next(loop.schedule(config, 0))[2])
+    metrics = update(config, parts, streams, next(schedule(config, 0)).sequences)
     assert (metrics["gate_mean"], metrics["gate_min"], metrics["gate_std"]) == (1.0, 1.0, 0.0)
     assert metrics["drift_abs"] == 0.0
     assert metrics["loss"] == metrics["loss_ungated"]
@@ -153,7 +156,7 @@ def test_with_one_pass_and_one_minibatch_the_gate_is_a_no_op(settings, tmp_path)
 def test_an_ungated_lsm_run_that_logs_no_drift_scores_no_behaviour(settings, tmp_path):
     config = check_config(settings | {"gate": {"spans": "none"}, "log_drift": False})
     parts, streams = collected(config, tmp_path)
-    assert "behaviour_logp" not in streams["student"].scores
+    assert streams["student"].scores.behaviour.logp is None
     metrics = update(config, parts, streams, [0, 1, 2])
     assert "drift_abs" not in metrics
     assert metrics["gate_mean"] == 1.0
@@ -161,11 +164,11 @@ def test_an_ungated_lsm_run_that_logs_no_drift_scores_no_behaviour(settings, tmp
 
 def test_backward_alone_refuses_what_does_not_repeat_itself():
     """Flash attention's backward looks at it; on a CPU nothing is asked for and nothing changes."""
-    with repeatable():
+    with repeatable_backward():
         assert not torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with repeatable():
+        with repeatable_backward():
             assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
@@ -182,24 +185,24 @@ def test_dropped_tokens_leave_the_loss_and_its_denominator(settings, tmp_path):
 
 
 def first_length(config, batch):
-    return len(batch.tokens_of(next(schedule(config, 0))[2]))
+    return len(batch.tokens_of(next(schedule(config, 0)).sequences))
 
 
 @pytest.mark.parametrize("objective", [LSM, SAMPLED])
 @pytest.mark.parametrize("minibatch", [5, None])
-def test_the_first_update_tells_its_own_behaviour(settings, tmp_path, monkeypatch, objective, minibatch):
+def test_the_first_update_finds_its_own_old_log_probabilities(settings, tmp_path, monkeypatch, objective, minibatch):
     """A run whose first update had no forward before it ends at the weights of one that had, bit for bit."""
     changes = {"objective": objective, "minibatch": minibatch, "diagnostics": {"every": 2}}
     config = check_config(settings | changes | {"rollout": settings["rollout"] | {"allow_truncated": True}})
     weights, forwards = [], []
-    for told in (True, False):
+    for found in (True, False):
         with monkeypatch.context() as patch:
-            if not told:
-                patch.setattr(scoring, "_told_by_update", lambda config, needs, step: False)
+            if not found:
+                patch.setattr(scoring, "_found_by_first_update", lambda config, needs, step: False)
             calls = counted(patch, Policy, "forward")
-            run(config, tmp_path / str(told), Console(quiet=True))
+            run(config, tmp_path / str(found), Console(quiet=True))
             forwards.append(len(calls))
-        weights.append(load_file(final_model(tmp_path / str(told)) / "model.safetensors"))
+        weights.append(load_file(final_model(tmp_path / str(found)) / "model.safetensors"))
     assert forwards[0] < forwards[1]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
@@ -220,9 +223,9 @@ def test_a_gradient_made_in_the_forward_is_that_of_the_two_passes(settings, tmp_
     weights, metrics = [], []
     for fused in (True, False):
         with monkeypatch.context() as patch:
-            known = counted(patch, Learner, "_fused_loss")
+            known = counted(patch, Terms, "_fused_loss")
             if not fused:
-                patch.setattr(Learner, "_is_known", lambda self, work, name: False)
+                patch.setattr(Terms, "_is_known", lambda self, work, name: False)
             parts, streams = collected(config, tmp_path / str(fused))
             metrics.append([update(config, parts, streams, list(range(12)), number) for number in range(2)][-1])
             weights.append([p.detach().clone() for p in parts.policy.parameters()])
@@ -251,7 +254,8 @@ def test_behaviour_is_scored_beforehand_where_weights_look_at_all_of_the_batch(s
     for number, changes in enumerate(whole):
         config = check_config(settings | {"minibatch": None} | changes)
         batch = collected(config, tmp_path / str(number))[1]["student"]
-        assert batch.scores["behaviour_logp"].isfinite().all()
+        assert not batch.unscored
+        assert (batch.scores.behaviour.logp < 0).all()
 
 
 @pytest.mark.parametrize("minibatch", [1, None])
@@ -261,13 +265,13 @@ def test_a_response_whose_every_token_is_dropped_is_passed_over(settings, tmp_pa
     parts, streams = collected(config, tmp_path)
     batch = streams["student"]
     batch.keep[3] = torch.zeros_like(batch.keep[3])
-    batch = dataclasses.replace(batch, scores={})
-    batch = loop.behaviour_scores(config, parts.policy, "student", batch, 0)
+    batch = dataclasses.replace(batch, scores=Scored())
+    batch = scoring.behaviour_scores(config, parts.scorers["behaviour"], "student", batch, 0)
     # the first minibatch, which is everything or one response, is left to its own update
-    assert batch.scores["behaviour_logp"].isnan().sum() == (
+    assert len(batch.tokens_of(batch.unscored)) == (
         len(batch.ids) if minibatch is None else first_length(config, batch)
     )
-    streams = {"student": loop.target_scores(config, parts.targets, "student", batch, 0)}
+    streams = {"student": scoring.target_scores(config, parts.scorers, "student", batch, 0)}
     before = [p.detach().clone() for p in parts.policy.parameters()]
     metrics = update(config, parts, streams, [3])
     assert metrics["tokens"] == 0
@@ -303,7 +307,7 @@ def test_a_teacher_whose_head_is_padded_wider_scores_shared_ids_only(settings, t
     config = check_config(settings | {"teacher": {"path": wide}, "objective": {"kind": "lsm", "k": 40}})
     parts, streams = collected(config, tmp_path / "run")
     assert parts.policy.head.shape[0] == 48
-    assert streams["student"].scores["teacher_top_ids"].max() < 48
+    assert streams["student"].scores.teacher.top_ids.max() < 48
 
 
 def test_eos_is_learned_whatever_the_pad_token_is(settings, tmp_path):
@@ -344,7 +348,7 @@ def test_bfloat16_products_train_float32_weights(settings, tmp_path):
 @pytest.mark.parametrize(("name", "expected"), [("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)])
 def test_the_learning_rate_warms_up_and_follows_its_schedule(settings, tmp_path, name, expected):
     optimizer = {"lr": 1.0, "warmup": 4, "schedule": name}
-    learner = setup.set_up(check_config(settings | {"optimizer": optimizer}), tmp_path).learner
+    learner = build_run(check_config(settings | {"optimizer": optimizer}), tmp_path).learner
     factors = [learner._lr_factor(update, 24) for update in range(24)]
     assert factors[:4] == [0.2, 0.4, 0.6, 0.8]
     assert factors[14] == pytest.approx(expected)
@@ -364,7 +368,7 @@ def test_the_tokens_of_a_micro_batch_stand_in_sequence_order(settings, tmp_path)
 def test_terms_on_streams_of_other_lengths_are_weighed_side_by_side(settings, prompt_file, tmp_path):
     rows = [json.loads(line) | {"solution": "1+" * 19} for line in prompt_file.read_text().splitlines()]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    term = {"stream": "reference", "objective": {"kind": "nll"}, "weights": {"w": {"signal": "teacher_entropy"}}}
+    term = {"responses": "reference", "objective": {"kind": "nll"}, "weights": {"w": {"signal": "teacher_entropy"}}}
     prompts = {"path": str(tmp_path / "p.jsonl"), "per_step": 4}
     changes = {"terms": {"sft": term}, "rollout": {"samples": 1, "max_new_tokens": 40}, "minibatch": None}
     config = check_config(settings | changes | {"prompts": prompts})
@@ -379,7 +383,7 @@ def test_a_live_weight_needs_no_score_of_the_behaviour(settings, tmp_path):
     weight = {"signal": "teacher_ratio", "map": {"kind": "keep_top", "share": 0.5}}
     config = check_config(settings | {"gate": {"spans": "none"}, "log_drift": False, "weights": {"w": weight}})
     parts, streams = collected(config, tmp_path)
-    assert "behaviour_logp" not in streams["student"].scores
+    assert streams["student"].scores.behaviour.logp is None
     assert update(config, parts, streams, list(range(12)))["gate_mean"] == pytest.approx(0.5, abs=0.01)
 
 
@@ -387,7 +391,7 @@ def test_a_negative_weight_is_told(settings, tmp_path):
     config = check_config(settings | {"weights": {"by_gap": {"signal": "gap"}}})
     parts, streams = collected(config, tmp_path)
     with pytest.raises(RunError, match=r"the main term.*affine clips at 0"):
-        parts.learner.update(portions_of(config, parts, streams, [0, 1, 2]), Moment(0, 0))
+        learn(config, parts, streams, [0, 1, 2], Moment(0, 0))
 
 
 def test_gates_that_are_nearly_closed_still_count_as_gated():
@@ -405,8 +409,7 @@ def test_diagnostics_change_no_weight(settings, tmp_path):
         config = check_config(settings | {"diagnostics": {"every": every}})
         parts, streams = collected(config, tmp_path / str(every))
         for number in (0, 1):
-            portions = portions_of(config, parts, streams, list(range(12)))
-            metrics = parts.learner.update(portions, Moment(3, 0, number), diagnose=every == 1)
+            metrics = learn(config, parts, streams, list(range(12)), Moment(3, 0, number), diagnose=every == 1)
         weights.append([p.detach().clone() for p in parts.policy.parameters()])
     assert 0 < metrics["grad_norm_ratio"] != 1
     assert all(torch.equal(one, other) for one, other in zip(*weights))
@@ -419,7 +422,7 @@ def test_the_padding_share_is_that_of_the_micro_batches(settings, tmp_path):
         parts, streams = collected(config, tmp_path / str(tokens))
         batch = streams["student"]
         lengths = [len(p) + len(r) for p, r in zip(batch.prompts, batch.responses)]
-        metrics = parts.learner.update(portions_of(config, parts, streams, list(range(12))), Moment(0, 0))
+        metrics = learn(config, parts, streams, list(range(12)), Moment(0, 0))
         shares.append(metrics["padding"])
     assert shares == [0.0, pytest.approx(1 - sum(lengths) / (12 * max(lengths)))]
     assert shares[1] > 0

@@ -219,7 +219,7 @@ BAD_CALLS = {
     "max_tokens must be": lambda: driftgate.newline_spans(ROWS, FLOATS.bool(), min_tokens=9, max_tokens=8),
     "logp_behaviour has 2": lambda: driftgate.drift_gate(FLOATS, FLOATS[:2], ROWS),
     "spans must be int64": lambda: driftgate.drift_gate(FLOATS, FLOATS, FLOATS),
-    "tau must be": lambda: driftgate.drift_gate(FLOATS, FLOATS, ROWS, tau=0.0),
+    "tau must be": lambda: driftgate.drift_gate(FLOATS, FLOATS, ROWS, tau=-0.1),
     "statistic must be": lambda: driftgate.drift_gate(FLOATS, FLOATS, ROWS, statistic="median"),
     "weights must not be negative": lambda: driftgate.unit_mean(torch.tensor([1.0, -1.0])),
     "weights are zero": lambda: driftgate.unit_mean(torch.tensor([0.0, 0.0, 1.0]), ROWS),
@@ -237,3 +237,10 @@ BAD_CALLS = {
 def test_a_bad_argument_is_named(message):
     with pytest.raises(ValueError, match=message):
         BAD_CALLS[message]()
+
+
+def test_at_tau_zero_the_gate_is_one():
+    """The natural end of a sweep over tau."""
+    shift = torch.randn(200, generator=torch.Generator().manual_seed(1))
+    gate = driftgate.drift_gate(shift, torch.zeros(200), driftgate.fixed_spans(torch.zeros(200).long()), tau=0.0)
+    assert torch.equal(gate, torch.ones(200))

@@ -14,8 +14,8 @@ from driftgate.data.prompts import encode_prompts, load_problems
 from driftgate.errors import InputError
 from driftgate.recipe import check_config
 from driftgate.sandbox.tokenizer import build_tokenizer
+from driftgate.train.build import newline_ids
 from driftgate.train.rollouts import prompts_of_step
-from driftgate.train.setup import newline_ids
 
 
 def shown(problems, **settings):

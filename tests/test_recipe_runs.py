@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from driftgate.recipe import load_recipe, shipped_recipes
-from driftgate.train.run import run
+from driftgate.train.command import run
 
 ROOMS = ("repairs/", "controls/", "ours/")
 OURS = [name for name in shipped_recipes() if not name.startswith("qwen3/") and name != "smol_gsm8k"]

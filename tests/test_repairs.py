@@ -1,6 +1,7 @@
 """Every shipped repair, control and variant of ours: an update against its slow twin on both models' full logits."""
 
 import copy
+import dataclasses
 import json
 from dataclasses import dataclass
 from functools import cache, partial
@@ -8,14 +9,13 @@ from functools import cache, partial
 import pytest
 import repair_twins as twin
 import torch
-from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from driftgate.recipe import load_recipe, shipped_recipes
-from driftgate.stop import StopSignal
-from driftgate.train import loop, setup
-from driftgate.train.learner import Portion
-from driftgate.train.tracking import Display, Metrics
+from driftgate.train.build import build_run
+from driftgate.train.checks import reads_newlines
+from driftgate.train.portions import Batch, sequences_of
+from driftgate.train.portions import schedule as schedule_of
 from driftgate.train.weighing import Moment
 
 TINY = [
@@ -183,27 +183,18 @@ def prompts(prompt_file, tmp_path_factory):
 
 def begin(config, out):
     """Parts and rollout of a student that is no longer the initial one, with verdicts of every kind."""
-    parts = setup.set_up(config, out)
+    parts = build_run(config, out)
     draws = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in parts.policy.parameters():
             parameter += 0.01 * torch.randn(parameter.shape, generator=draws, dtype=parameter.dtype)
-    if setup.reads_newlines(config):  # lines are rare among random tokens: let a sixth of them end one
+    if reads_newlines(config):  # lines are rare among random tokens: let a sixth of them end one
         parts.newline_ids[::6] = True
-    metrics = Metrics(out / "metrics.jsonl", parts.position)
-    display = Display(Console(quiet=True), config.steps, 0)
-    streams = loop.collect(config, parts, parts.position, metrics, out, display, StopSignal())
+    streams = parts.source.take(parts.position).responses
     if "correct" in config.reads:
         batch = streams["student"]
-        streams["student"] = batch.with_scores(correct=torch.tensor(RIGHT).float()[batch.rows])
+        streams["student"] = dataclasses.replace(batch, correct=torch.tensor(RIGHT).float()[batch.rows])
     return parts, streams
-
-
-def portions(config, parts, streams, chosen):
-    return {
-        name: Portion(batch, chosen[name], *loop.spans_of(config, name, batch, parts.newline_ids))
-        for name, batch in streams.items()
-    }
 
 
 def seen(config, parts, before, batch, chosen, moment):
@@ -237,7 +228,7 @@ def seen(config, parts, before, batch, chosen, moment):
         for i in kept
     ]
     newlines = set(parts.newline_ids.nonzero().flatten().tolist())
-    return twin.Batch(answers, moment.update, newlines, draws)
+    return twin.Batch(answers, moment.age, newlines, draws)
 
 
 def check_weights(weights, wanted):
@@ -258,7 +249,7 @@ def compare(name, case, pair, prompts, out, minibatch):
     config = load_recipe(name, [*TINY, *paths, *shown, f"minibatch={minibatch}", *case.overrides.split()])
     parts, streams = begin(config, out)
     before = copy.deepcopy(parts.policy.model)
-    schedule = list(loop.schedule(config, 0))
+    schedule = list(schedule_of(config, 0))
     for number in range(case.age):
         update(config, parts, streams, schedule, number)
     chosen, moment = of_streams(config, streams, schedule, case.age), Moment(config.seed, 0, case.age)
@@ -281,13 +272,15 @@ def weights_of_one(losses):
 
 
 def of_streams(config, streams, schedule, number):
-    _, minibatch, sequences = schedule[number % len(schedule)]
-    return {n: loop.sequences_of(config, n, batch, sequences, minibatch) for n, batch in streams.items()}
+    return {n: sequences_of(config, n, batch, schedule[number % len(schedule)]) for n, batch in streams.items()}
 
 
 def update(config, parts, streams, schedule, number):
-    chosen = of_streams(config, streams, schedule, number)
-    return parts.learner.update(portions(config, parts, streams, chosen), Moment(config.seed, 0, number))
+    portions = Batch(config, streams, parts.newline_ids).portion(schedule[number % len(schedule)])
+    updated = parts.learner.update(portions, Moment(config.seed, 0, number))
+    if updated.old_logp is not None:
+        streams["student"] = streams["student"].with_behaviour(updated.old_logp)
+    return updated.metrics
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -9,23 +9,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import collected, portions_of
+from conftest import collected, learn
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from driftgate.errors import InputError
 from driftgate.horizon import LengthController
 from driftgate.recipe import check_config, load_recipe
-from driftgate.stop import Stopped, StopSignal
-from driftgate.train import loop
+from driftgate.stop import Stopped
+from driftgate.train import loop, source
 from driftgate.train.checkpoint import Position
+from driftgate.train.command import run
 from driftgate.train.records import distances
-from driftgate.train.run import run
-from driftgate.train.tracking import Display, Metrics
+from driftgate.train.rollouts import prompts_of_step, sample_responses
 from driftgate.train.weighing import Moment
 
 EOS, QUIET = 1, Console(quiet=True)
 SOLUTIONS = ["3+4=7", "12-7=5\n5+1=6\n\\boxed{6}", "5*5=25\n25-2=23", "40+2=42\n42-33=9", "9", "1+1=2"]
+NLL = {"objective": {"kind": "nll"}}
 GREEDY = 1e-9
 """A nucleus of the one most probable token."""
 
@@ -47,10 +48,11 @@ def with_rollout(values, **rollout):
 
 
 def collect(config, parts, out, step, controller=None):
-    """The streams of a step, counted from 0."""
-    position = Position(step, controller=controller)
-    display = Display(QUIET, config.steps, 0)
-    return loop.collect(config, parts, position, Metrics(out / "m.jsonl", position), out, display, StopSignal())
+    """The responses of a step, counted from 0, by whose they are; their metrics stay in `parts.seen`."""
+    parts.config = config
+    batch = source.collect(parts, Position(step, controller=controller))
+    parts.seen = batch.metrics
+    return batch.responses
 
 
 def responses(streams, name="student"):
@@ -79,7 +81,7 @@ def test_only_the_first_tokens_are_sampled_up_to_the_limit_of_the_step(values, t
     whole_config = with_rollout(values, max_new_tokens=25)
     for step, limit in enumerate(limits):
         found = collect(config, parts, tmp_path / "run", step)
-        assert parts.last_rollout.get("limit", 25) == limit
+        assert parts.seen.get("limit", 25) == limit
         whole = collect(whole_config, parts, tmp_path / "run", step)
         assert responses(found) == [cut(ids, limit) for ids in responses(whole)]
         assert found["student"].finished.tolist() == [EOS in cut(ids, limit) for ids in responses(whole)]
@@ -114,11 +116,11 @@ def test_the_length_controller_follows_the_rollouts(values, tmp_path):
 def test_the_controller_of_a_checkpoint_sets_the_next_limit(values, tmp_path):
     config = with_rollout(values, horizon=CONTROLLER)
     parts, _ = collected(config, tmp_path / "run")
-    assert parts.last_rollout["limit"] == 12
+    assert parts.source.batch.metrics["limit"] == 12
     streams = collect(config, parts, tmp_path / "run", 1, LengthController(20, misses=1))
-    assert parts.last_rollout["limit"] == max(map(len, responses(streams))) == 20
+    assert parts.seen["limit"] == max(map(len, responses(streams))) == 20
     collect(config, parts, tmp_path / "run", 1, LengthController(64))
-    assert parts.last_rollout["limit"] == 40  # max_new_tokens stays the bound
+    assert parts.seen["limit"] == 40  # max_new_tokens stays the bound
 
 
 # stopping and going on
@@ -131,8 +133,12 @@ STATEFUL = {
     "budget": {"rollout": {"kl_budget": 0.3, "kl_budget_steps": 3}},
     "streams": {
         "terms": {
-            "gold": {"objective": {"kind": "nll"}, "stream": "reference", "coef": {"start": 1, "end": 0, "steps": 3}},
-            "taught": {"objective": {"kind": "nll"}, "stream": "teacher"},
+            "gold": {
+                "objective": {"kind": "nll"},
+                "responses": "reference",
+                "coef": {"start": 1, "end": 0, "steps": 3},
+            },
+            "taught": NLL | {"responses": "teacher"},
         }
     },
     "initial": {
@@ -187,7 +193,7 @@ def solution_ids(parts, text):
 
 
 def solutions_of_step(config, parts, step):
-    chosen = loop.prompts_of_step(parts.prompts, config, step)
+    chosen = prompts_of_step(parts.prompts, config, step)
     return [prompt.problem.solution for prompt in chosen]
 
 
@@ -229,7 +235,7 @@ def test_the_ends_of_the_mixture(values, tmp_path, share, references):
     config = with_rollout(values, on_policy=share)
     parts, streams = collected(config, tmp_path / "run")
     assert references_in(streams["student"]) == [references] * 12
-    metrics = parts.learner.update(portions_of(config, parts, streams, range(12)), Moment(3, 0))
+    metrics = learn(config, parts, streams, range(12), Moment(3, 0))
     assert math.isfinite(metrics["loss"])
     assert ("mismatch_mean" in distances(streams["student"])) is not references
 
@@ -260,7 +266,7 @@ def test_the_prefix_is_the_teachers_and_context_alone(values, tmp_path, context)
         assert keep.tolist() == [False] * len(begun) + [True] * (len(whole) - len(begun))
         assert (context is None) == torch.equal(prompt, shown)
     assert len(batch.ids) == sum(int(keep.sum()) for keep in batch.keep) < sum(map(len, batch.responses))
-    metrics = parts.learner.update(portions_of(config, parts, streams, range(4)), Moment(3, 0))
+    metrics = learn(config, parts, streams, range(4), Moment(3, 0))
     assert metrics["tokens"] == len(batch.ids)
 
 
@@ -318,17 +324,15 @@ def test_the_student_is_scored_as_itself_whoever_leads_its_draws(values, tmp_pat
     parts, streams = collected(config, tmp_path / "run")
     for prompt, ids in zip(streams["student"].prompts, streams["student"].responses):
         assert ids.tolist() == greedy(values["teacher"]["path"], prompt.tolist(), 10)  # the budget is the teacher's
-    parts.learner.update(portions_of(config, parts, streams, range(len(streams["student"].responses))), Moment(3, 0))
+    learn(config, parts, streams, range(len(streams["student"].responses)), Moment(3, 0))
     assert distances(streams["student"])["mismatch_max"] < 1e-4
 
 
 # streams that are not the student's
 
-NLL = {"objective": {"kind": "nll"}}
-
 
 def test_a_reference_stream_is_each_prompts_solution_and_stop(values, tmp_path):
-    terms = {"gold": NLL | {"stream": "reference"}}
+    terms = {"gold": NLL | {"responses": "reference"}}
     config = check_config(values | {"terms": terms, "rollout": values["rollout"] | {"max_new_tokens": 13}})
     parts, streams = collected(config, tmp_path / "run")
     wanted = [solution_ids(parts, text) for text in solutions_of_step(config, parts, 0)]
@@ -346,7 +350,7 @@ def test_a_reference_stream_is_each_prompts_solution_and_stop(values, tmp_path):
 def test_a_teacher_stream_is_a_sample_behind_the_teachers_prompt(values, tmp_path):
     values["teacher"] |= {"context": "{solution}{problem}"}
     horizon = {"kind": "share", "rho": 0.5}
-    terms = {"taught": NLL | {"stream": "teacher"}}
+    terms = {"taught": NLL | {"responses": "teacher"}}
     rollout = values["rollout"] | {"max_new_tokens": 12, "horizon": horizon, "top_p": GREEDY}
     config = check_config(values | {"terms": terms, "rollout": rollout})
     _, streams = collected(config, tmp_path / "run")
@@ -366,7 +370,7 @@ def double(values, **changes):
 
 
 def gradient(config, parts, streams, step=0):
-    parts.learner.update(portions_of(config, parts, streams, range(12)), Moment(3, step))
+    learn(config, parts, streams, range(12), Moment(3, step))
     return [parameter.grad.clone() for parameter in parts.policy.parameters()]
 
 
@@ -382,7 +386,7 @@ def slow_nll_gradient(parts, batch):
 @pytest.mark.parametrize("stream", ["reference", "teacher"])
 def test_a_term_learns_its_own_streams_tokens_by_its_coefficient_of_the_step(values, tmp_path, stream):
     coef = {"start": 0.5, "end": 2.0, "steps": 6}
-    config = check_config(double(values, terms={"more": NLL | {"stream": stream, "coef": coef}}))
+    config = check_config(double(values, terms={"more": NLL | {"responses": stream, "coef": coef}}))
     parts, streams = collected(config, tmp_path / "run")
     alone = collected(check_config(double(values)), tmp_path / "alone")
     main = gradient(check_config(double(values)), *alone)
@@ -394,7 +398,7 @@ def test_a_term_learns_its_own_streams_tokens_by_its_coefficient_of_the_step(val
 
 @pytest.mark.parametrize("minibatch", [5, 4, 1])
 def test_each_pass_sees_every_response_of_every_stream_once(values, tmp_path, minibatch):
-    terms = {"gold": NLL | {"stream": "reference"}, "taught": NLL | {"stream": "teacher"}}
+    terms = {"gold": NLL | {"responses": "reference"}, "taught": NLL | {"responses": "teacher"}}
     config = check_config(values | {"terms": terms, "minibatch": minibatch, "steps": 1, "passes": 2})
     run(config, tmp_path / "run", QUIET)
     updates = [line for line in metrics_of(tmp_path / "run") if line["kind"] == "update"]
@@ -416,10 +420,10 @@ def test_references_are_not_counted_as_the_students_and_cost_no_decoding(values,
     batch = streams["student"]
     assert 0 < int(batch.written.sum()) < len(batch.responses)
     engine = parts.engines.student = Recorded(parts.engines.student)
-    loop.sample_responses(parts.engines, loop.prompts_of_step(parts.prompts, config, 0), config, 0, 40, lambda n: None)
+    sample_responses(parts.engines, prompts_of_step(parts.prompts, config, 0), config, 0, 40, lambda n: None)
     assert sum(len(request.keys) for request in engine.requests) == int(batch.written.sum())
     rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
     assert [not row["reference"] for row in rows] == batch.written.tolist()
-    metrics = parts.last_rollout
+    metrics = parts.source.batch.metrics
     assert metrics["references"] == len(rows) - len(batch.lengths)
     assert metrics["tokens_mean"] == sum(batch.lengths) / len(batch.lengths)

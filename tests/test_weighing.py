@@ -15,16 +15,16 @@ from test_weights import slow_effective_share
 from twins import by_row, rows_of
 
 import driftgate
+from driftgate.config import Factor, GateSettings, TermSettings
 from driftgate.data.experience import Experience
 from driftgate.errors import RunError
-from driftgate.loss_config import Factor, GateSettings, TermSettings
 from driftgate.method.changepoint import changepoint_spans, keep_before_drop
 from driftgate.method.head import Summary
+from driftgate.method.scores import Needs, Scored, TokenScores
 from driftgate.method.spans import fixed_spans, newline_spans, sequence_spans, token_spans
 from driftgate.recipe import load_recipe
-from driftgate.scorers.local import TargetNeeds
 from driftgate.train.diagnostics import distribution_sums, repetition
-from driftgate.train.scoring import Needs, needs_of
+from driftgate.train.scoring import needs_of
 from driftgate.train.sums import Sums
 from driftgate.train.weighing import Moment, fixed_partitions, streams_of, weigh
 
@@ -32,7 +32,7 @@ SEEDS = st.integers(0, 10**6)
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=5)
 QUICK = settings(max_examples=20, deadline=None)
 LONG = [300, 1, 200, 64, 17]
-NOW = Moment(seed=1, step=2, update=3)
+NOW = Moment(seed=1, step=2, age=3)
 CONTROLS = ["constant", "resample", "shuffle_within", "shuffle_across", "inverse", "shuffle_boundaries"]
 NEWLINES = torch.arange(50) < 2
 
@@ -58,9 +58,12 @@ class Case:
             finished=torch.ones(len(lengths), dtype=torch.bool),
             written=torch.ones(len(lengths), dtype=torch.bool),
             engine_logp=torch.zeros(count),
-            scores={"behaviour_logp": self.behaviour, "teacher_logp": self.teacher},
+            scores=Scored(behaviour=TokenScores(logp=self.behaviour), teacher=TokenScores(logp=self.teacher)),
         )
         assert torch.equal(self.batch.rows, self.rows)
+
+    def set_teacher(self, logp):
+        self.batch = self.batch.with_scores(teacher=TokenScores(logp=logp))
 
     def streams(self, sequences=None, moment=NOW, reads=("logp", "behaviour_logp", "teacher_logp")):
         tokens = torch.arange(len(self.rows)) if sequences is None else self.batch.tokens_of(sequences)
@@ -79,7 +82,7 @@ class Case:
 
 def term_of(weights, **changes):
     objective = {"kind": "nll"}
-    return TermSettings.model_validate({"objective": objective, "weights": weights, "stream": "student"} | changes)
+    return TermSettings.model_validate({"objective": objective, "weights": weights, "responses": "student"} | changes)
 
 
 def factor_of(**settings_):
@@ -216,11 +219,11 @@ def test_keep_top_keeps_the_best_spans_of_the_batch():
 
 def test_before_drop_teaches_up_to_the_drop_and_can_be_controlled():
     case = Case([80, 80], 10)
-    case.batch.scores["teacher_logp"] = torch.where(case.batch.place < 48, -0.1, -5.0) + 0.01 * case.teacher
+    case.set_teacher(torch.where(case.batch.place < 48, -0.1, -5.0) + 0.01 * case.teacher)
     factor = {"signal": "teacher_logp", "partition": "block8", "map": "before_drop"}
     plain = case.values(factor_of(**factor))
     spans = fixed_spans(case.rows, 8)
-    assert torch.equal(plain, keep_before_drop(case.rows, case.batch.scores["teacher_logp"], spans).float())
+    assert torch.equal(plain, keep_before_drop(case.rows, case.batch.scores.teacher.logp, spans).float())
     assert plain.tolist() == ([1.0] * 48 + [0.0] * 32) * 2
     mixed = case.values(factor_of(**factor, control="shuffle_within"))
     assert not torch.equal(mixed, plain)
@@ -277,9 +280,9 @@ def test_a_bernoulli_factor_and_its_complement_partition_the_tokens():
 def test_a_bernoulli_factor_is_1_with_the_values_probability():
     case = Case([6], 12)
     case.logp = torch.zeros(6)
-    case.batch.scores["teacher_logp"] = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0, 2.0]).log()
+    case.set_teacher(torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0, 2.0]).log())
     factor, count = factor_of(signal="teacher_ratio", map="bernoulli"), 2000
-    hits = torch.stack([case.values(factor, Moment(0, step)) for step in range(count)]).sum(0)
+    hits = torch.stack([case.values(factor, Moment(0, step, 1)) for step in range(count)]).sum(0)
     assert hits[[0, 4, 5]].tolist() == [0, count, count]
     for hit, probability in zip(hits[1:4].tolist(), (0.1, 0.5, 0.9)):
         assert binomtest(int(hit), count, probability).pvalue > 0.01
@@ -296,7 +299,7 @@ def test_the_controls_of_a_bernoulli_factor_do_not_follow_its_own_draws():
     starts = factor_of(signal="position", partition="block8", reduce="first", control="shuffle_boundaries")
     drawn, count = 0.0, 0
     for step in range(40):
-        moment = Moment(0, step)
+        moment = Moment(0, step, 1)
         opens = case.values(starts, moment) == case.batch.place
         drawn, count = drawn + case.values(moved, moment)[opens].sum().item(), count + int(opens.sum())
     assert binomtest(int(drawn), count, 0.5).pvalue > 0.01
@@ -341,7 +344,7 @@ def test_resampling_draws_the_spans_values_in_proportion():
     plain = case.values(factor_of(signal="drift", partition="block8"))[::8]
     factor, found = factor_of(signal="drift", partition="block8", control="resample"), Counter()
     for step in range(500):
-        found.update(case.values(factor, Moment(0, step))[::8].tolist())
+        found.update(case.values(factor, Moment(0, step, 1))[::8].tolist())
     assert found.keys() == set(plain.tolist())
     assert chisquare([found[value] for value in plain.tolist()]).pvalue > 0.01
 
@@ -394,12 +397,12 @@ RANDOM = {
 
 
 @pytest.mark.parametrize("kind", RANDOM)
-def test_draws_are_a_function_of_seed_step_update_and_name(kind):
+def test_draws_are_a_function_of_seed_step_age_and_name(kind):
     case, factor = Case(LONG, 18), RANDOM[kind]
     plain = case.values(factor)
     torch.manual_seed(1)
     assert torch.equal(case.values(factor, dataclasses.replace(NOW)), plain)
-    for change in ({"seed": 9}, {"step": 9}, {"update": 9}):
+    for change in ({"seed": 9}, {"step": 9}, {"age": 9}):
         assert not torch.equal(case.values(factor, dataclasses.replace(NOW, **change)), plain)
     assert not torch.equal(case.values(factor, name="y"), plain)
 
@@ -590,26 +593,24 @@ def test_distribution_sums_equal_their_twin(count, k, more, seed):
         (torch.randn(count, 12, generator=generator, dtype=torch.float64) * 2).log_softmax(1) for _ in range(2)
     )
     ours, theirs = student.topk(k), teacher.topk(k + more)
-    scores = {
-        "teacher_top_ids": theirs.indices.int(),
-        "teacher_top_logp": theirs.values,
-        "teacher_entropy": -(teacher.exp() * teacher).sum(1),
-    }
+    scores = TokenScores(
+        top_ids=theirs.indices.int(), top_logp=theirs.values, entropy=-(teacher.exp() * teacher).sum(1)
+    )
     summary = Summary(student[:, :1], -(student.exp() * student).sum(1), ours.indices, ours.values)
-    found = distribution_sums(summary, scores.__getitem__, k)
+    found = distribution_sums(summary, scores, k)
     expected = slow_distribution(student, teacher, k)
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_without_overlap_there_is_no_advantage_and_an_impossible_token_gives_no_nan():
-    scores = {
-        "teacher_top_ids": torch.tensor([[2, 3], [0, 5]]),
-        "teacher_top_logp": torch.tensor([[-0.1, -1e4], [-1e4, -1e4]]),
-        "teacher_entropy": torch.zeros(2),
-    }
+    scores = TokenScores(
+        top_ids=torch.tensor([[2, 3], [0, 5]]),
+        top_logp=torch.tensor([[-0.1, -1e4], [-1e4, -1e4]]),
+        entropy=torch.zeros(2),
+    )
     top = torch.tensor([[0, 1], [0, 5]])
     summary = Summary(torch.zeros(2, 1), torch.zeros(2), top, torch.tensor([[-0.5, -1.0], [-1e4, -1e4]]))
-    found = distribution_sums(summary, scores.__getitem__, 2)
+    found = distribution_sums(summary, scores, 2)
     assert found["overlap_advantage"] == 0
     assert found["overlap"] == 1
 
@@ -629,82 +630,82 @@ def test_repetition_is_what_zlib_saves():
 # --- what is scored
 
 
-def needs(*overrides, stream="student", diagnose=False, recipe="sandbox/lsm_none"):
+def needs(*overrides, responses="student", diagnose=False, recipe="sandbox/lsm_none"):
     every = f"diagnostics.every={int(diagnose)}"
-    return needs_of(load_recipe(recipe, ["diagnostics.k=5", every, *overrides]), stream, 0)
+    return needs_of(load_recipe(recipe, ["diagnostics.k=5", every, *overrides]), responses, 0)
 
 
-TEACHER_TOP = {"teacher": TargetNeeds(top=8)}
+TEACHER_TOP = Needs(top=8)
+LOGP = Needs(logp=True)
 NEEDS = {
-    "the drift is measured by default": ([], Needs(logp=True, targets=TEACHER_TOP)),
-    "LSM alone looks at the teacher": (["log_drift=false"], Needs(targets=TEACHER_TOP)),
-    "a gate": (["log_drift=false", "gate.spans=block"], Needs(logp=True, targets=TEACHER_TOP)),
-    "overlap": (["weights.x.signal=overlap"], Needs(logp=True, top=5, targets=TEACHER_TOP)),
+    "the drift is measured by default": ([], {"behaviour": LOGP, "teacher": TEACHER_TOP}),
+    "LSM alone looks at the teacher": (["log_drift=false"], {"teacher": TEACHER_TOP}),
+    "a gate": (["log_drift=false", "gate.spans=block"], {"behaviour": LOGP, "teacher": TEACHER_TOP}),
+    "overlap": (["weights.x.signal=overlap"], {"behaviour": Needs(logp=True, top=5), "teacher": TEACHER_TOP}),
     "divergence": (
         ["weights.x.signal=divergence"],
-        Needs(logp=True, top=5, targets={"teacher": TargetNeeds(top=8, at_student=True)}),
+        {"behaviour": Needs(logp=True, top=5), "teacher": Needs(top=8, at_ids=True)},
     ),
     "entropies": (
         ["weights.x.signal=sure_teacher_unsure_student"],
-        Needs(logp=True, entropy=True, targets={"teacher": TargetNeeds(top=8, entropy=True)}),
+        {"behaviour": Needs(logp=True, entropy=True), "teacher": Needs(top=8, entropy=True)},
     ),
     "a condition": (
         ["weights.x.signal=one", "weights.x.where={signal: teacher_entropy, above: 0.8}"],
-        Needs(logp=True, targets={"teacher": TargetNeeds(top=8, entropy=True)}),
+        {"behaviour": LOGP, "teacher": Needs(top=8, entropy=True)},
     ),
     "the sampled token": (
         ["objective={kind: sampled_token}"],
-        Needs(logp=True, targets={"teacher": TargetNeeds(logp=True)}),
+        {"behaviour": LOGP, "teacher": Needs(logp=True)},
     ),
     "candidates": (
         ["objective={kind: candidates, k: 3}"],
-        Needs(logp=True, top=3, targets={"teacher": TargetNeeds(at_student=True)}),
+        {"behaviour": Needs(logp=True, top=3), "teacher": Needs(at_ids=True)},
     ),
     "the whole vocabulary": (
         ["objective={kind: divergence}"],
-        Needs(logp=True, targets={"teacher": TargetNeeds(hidden=True)}),
+        {"behaviour": LOGP, "teacher": Needs(hidden=True)},
     ),
     "a union with the initial student": (
         ["log_drift=false", "objective={kind: divergence, support: union, k: 4, target: initial}"],
-        Needs(top=4, targets={"initial": TargetNeeds(top=4, at_student=True)}),
+        {"behaviour": Needs(top=4), "initial": Needs(top=4, at_ids=True)},
     ),
     "an intersection": (
         ["log_drift=false", "objective={kind: divergence, support: intersection, k: 4}"],
-        Needs(top=4, targets={"teacher": TargetNeeds(top=4)}),
+        {"behaviour": Needs(top=4), "teacher": Needs(top=4)},
     ),
     "the greatest k of several": (
         ["terms.two.objective={kind: lsm, k: 11}", "weights.x.signal=teacher_margin"],
-        Needs(logp=True, targets={"teacher": TargetNeeds(top=11)}),
+        {"behaviour": LOGP, "teacher": Needs(top=11)},
     ),
     "the greatest k, not the last": (
         ["objective={kind: candidates, k: 12}", "weights.x.signal=overlap", "terms.two.objective={kind: lsm, k: 3}"],
-        Needs(logp=True, top=12, targets={"teacher": TargetNeeds(top=5, at_student=True)}),
+        {"behaviour": Needs(logp=True, top=12), "teacher": Needs(top=5, at_ids=True)},
     ),
-    "the first term's k": (["terms.two.objective={kind: lsm, k: 3}"], Needs(logp=True, targets=TEACHER_TOP)),
-    "nothing of the other streams' terms": (
-        ["terms.two={objective: {kind: divergence}, stream: teacher}"],
-        Needs(logp=True, targets=TEACHER_TOP),
+    "the first term's k": (["terms.two.objective={kind: lsm, k: 3}"], {"behaviour": LOGP, "teacher": TEACHER_TOP}),
+    "nothing of the terms on other responses": (
+        ["terms.two={objective: {kind: divergence}, responses: teacher}"],
+        {"behaviour": LOGP, "teacher": TEACHER_TOP},
     ),
 }
 
 
 @pytest.mark.parametrize("case", NEEDS)
-def test_a_stream_is_scored_with_what_its_terms_read(case):
+def test_responses_are_scored_with_what_its_terms_read(case):
     overrides, expected = NEEDS[case]
     assert needs(*overrides) == expected
 
 
 def test_diagnostics_need_entropy_and_overlap():
-    assert needs("objective={kind: nll}", "log_drift=false") == Needs()
-    assert not needs("objective={kind: nll}", "log_drift=false").behaviour
+    assert needs("objective={kind: nll}", "log_drift=false") == {}
     diagnosed = needs("objective={kind: nll}", "log_drift=false", diagnose=True)
-    assert diagnosed == Needs(logp=True, targets={"teacher": TargetNeeds(entropy=True, top=5)})
+    assert diagnosed == {"behaviour": LOGP, "teacher": Needs(entropy=True, top=5)}
 
 
 def test_a_term_whose_coefficient_is_zero_is_not_scored():
     term = "terms.two={objective: {kind: divergence}, coef: {start: 0.5, end: 0, steps: 4}}"
     config = load_recipe("sandbox/lsm_none", [term, "diagnostics.every=0"])
-    assert [needs_of(config, "student", step).targets["teacher"].hidden for step in (0, 3, 4, 9)] == [
+    assert [needs_of(config, "student", step)["teacher"].hidden for step in (0, 3, 4, 9)] == [
         True,
         True,
         False,
@@ -712,11 +713,10 @@ def test_a_term_whose_coefficient_is_zero_is_not_scored():
     ]
 
 
-def test_another_stream_has_needs_of_its_own():
-    nll = "terms.two={objective: {kind: nll}, stream: reference}"
-    assert needs(nll, stream="reference", diagnose=True) == Needs()
-    weighted = needs(nll, "terms.two.weights.x.signal=student_entropy", stream="reference")
-    assert weighted == Needs(entropy=True)
-    assert weighted.behaviour
-    lsm = needs("terms.two={objective: {kind: lsm, k: 3}, stream: teacher}", stream="teacher")
-    assert lsm == Needs(targets={"teacher": TargetNeeds(top=3)})
+def test_other_responses_have_needs_of_their_own():
+    nll = "terms.two={objective: {kind: nll}, responses: reference}"
+    assert needs(nll, responses="reference", diagnose=True) == {}
+    weighted = needs(nll, "terms.two.weights.x.signal=student_entropy", responses="reference")
+    assert weighted == {"behaviour": Needs(entropy=True)}
+    lsm = needs("terms.two={objective: {kind: lsm, k: 3}, responses: teacher}", responses="teacher")
+    assert lsm == {"teacher": Needs(top=3)}

@@ -46,7 +46,7 @@ def train(
 ) -> None:
     """Train by a recipe; goes on from the last checkpoint where the run folder has one."""
     from .recipe import load_recipe
-    from .train.run import run
+    from .train.command import run
 
     run(
         load_recipe(recipe, overrides, family),

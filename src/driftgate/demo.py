@@ -26,7 +26,7 @@ from .evaluate.passk import bootstrap_interval
 from .recipe import load_recipe
 from .report import plots
 from .study.scores import read_scores, require_same_problems, values_of
-from .train.run import run
+from .train.command import run
 from .workers import Workers
 
 RECIPES = {"no gate": "sandbox/lsm_none", "Block64 gate": "sandbox/lsm_block64"}

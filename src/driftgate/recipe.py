@@ -1,6 +1,7 @@
 """From a recipe's name or file and `key.sub=value` overrides to a checked `TrainConfig`."""
 
 import difflib
+import runpy
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -56,6 +57,7 @@ def load_recipe(name: str, overrides: list[str] | None = None, family: str | Non
     values = load_values(name, family)
     for override in overrides or []:
         _apply(values, override)
+    run_code(values.get("code"))
     return check_config(values)
 
 
@@ -67,8 +69,24 @@ def load_values(name: str, family: str | None = None) -> dict[str, Any]:
     return values
 
 
+@cache
+def run_code(path: str | None) -> None:
+    """Run the user's Python file of the setting `code`, so that the signals that it defines are known; once in a
+    process, however often settings are checked. Raises InputError."""
+    if path is None:
+        return
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(f"code = {path!r}: no such file; give a Python file, relative to where the command runs")
+    try:
+        runpy.run_path(str(file))
+    except (Exception, SystemExit) as error:
+        raise InputError(f"code = {path!r}: fails when it is run: {type(error).__name__}: {error}") from error
+
+
 def check_config(values: dict[str, Any]) -> TrainConfig:
-    """Validate; each problem becomes a line that names the setting, its value and the mend."""
+    """Validate; each problem becomes a line that names the setting, its value and the mend. Runs nothing: see
+    `run_code`."""
     return checked(TrainConfig, values)
 
 

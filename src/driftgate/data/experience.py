@@ -8,14 +8,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..method.scores import Scored, TokenScores
 from .packing import MicroBatch, micro_batches, pack
 from .prompts import Prompt
 from .response import Response
 
 PLAIN = ("finished", "written", "engine_logp")
+OPTIONAL = ("correct", "group")
+SCORERS = ("behaviour", "teacher", "initial")
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,16 @@ class Experience:
     """bool [B]: False for a reference solution in the place of a response."""
     engine_logp: Tensor
     """float32 [N]: the engine's own log-probabilities, in nats; for the mismatch metric only."""
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    """[N, ...] each: what the student that wrote the rollout, the teacher and other targets say of the tokens (see
-    `train.scoring`), such as behaviour_logp, teacher_logp, teacher_top_ids."""
+    version: int = 0
+    """Optimiser updates that the weights had seen which wrote the responses; see `Learner.version`."""
+    scores: Scored = field(default_factory=Scored)
+    """What the student that wrote the rollout, the teacher and the initial student say of the tokens."""
+    unscored: tuple[int, ...] = ()
+    """Sequences whose old log-probabilities are not in `scores` yet: the first update finds them (`with_behaviour`)."""
+    correct: Tensor | None = None
+    """float [N]: 1 where the verifier accepts the token's response, else 0; None without verdicts."""
+    group: Tensor | None = None
+    """int64 [N]: the prompt that the token's response answers."""
     rows: Tensor = field(init=False)
     """int64 [N]: the sequence of each token."""
     starts: list[int] = field(init=False)
@@ -58,9 +69,13 @@ class Experience:
 
     @classmethod
     def of(
-        cls, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], drop_tokens: Sequence[int] = ()
+        cls,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Sequence[Response]],
+        drop_tokens: Sequence[int] = (),
+        version: int = 0,
     ) -> "Experience":
-        """Each prompt's responses as a batch without scores.
+        """Each prompt's responses as a batch without scores, learned from by a student that had `version` updates.
 
         Tokens of `drop_tokens`, and those that another model wrote at a response's head, stay out of the stream.
         """
@@ -78,11 +93,40 @@ class Experience:
             finished=torch.tensor([response.finished for _, response in pairs]),
             written=torch.tensor([not response.reference for _, response in pairs]),
             engine_logp=torch.cat([torch.tensor(r.logprobs)[kept] for (_, r), kept in zip(pairs, keep)]),
+            version=version,
         )
 
-    def with_scores(self, **scores: Tensor) -> "Experience":
-        """The same rollouts with more scores."""
-        return replace(self, scores=self.scores | scores)
+    def with_scores(self, **scores: TokenScores) -> "Experience":
+        """The same rollouts with the scores of `behaviour`, `teacher` or `initial`."""
+        return replace(self, scores=replace(self.scores, **scores))
+
+    def with_behaviour(self, logp: Tensor) -> "Experience":
+        """The same rollouts with the old log-probabilities of the `unscored` sequences: logp float [their tokens]."""
+        before = self.scores.behaviour.logp
+        whole = torch.zeros(len(self.ids), dtype=logp.dtype) if before is None else before.clone()
+        whole[self.tokens_of(self.unscored)] = logp
+        return replace(self.with_scores(behaviour=replace(self.scores.behaviour, logp=whole)), unscored=())
+
+    def readable(self, name: str) -> Tensor:
+        """[N, ...]: what a signal reads under this name (`method.signals.READABLE`). Raises KeyError where it is not
+        scored."""
+        behaviour, teacher = self.scores.behaviour, self.scores.teacher
+        values = {
+            "behaviour_logp": behaviour.logp,
+            "behaviour_entropy": behaviour.entropy,
+            "student_top_ids": behaviour.top_ids,
+            "student_top_logp": behaviour.top_logp,
+            "teacher_logp": teacher.logp,
+            "teacher_entropy": teacher.entropy,
+            "teacher_top_ids": teacher.top_ids,
+            "teacher_top_logp": teacher.top_logp,
+            "teacher_at_student": teacher.at_ids,
+            "correct": self.correct,
+            "group": self.group,
+        }
+        if (value := values[name]) is None:
+            raise KeyError(f"{name} has not been scored")
+        return value
 
     @property
     def lengths(self) -> list[int]:
@@ -116,9 +160,12 @@ class Experience:
         }
         tensors = {name: torch.cat(parts) for name, parts in {**lists, "keep": self.keep}.items()}
         tensors |= {f"{name}.lengths": torch.tensor([len(p) for p in parts]) for name, parts in lists.items()}
-        tensors |= {f"scores.{name}": value.contiguous() for name, value in self.scores.items()}
+        for scorer in SCORERS:
+            found = getattr(self.scores, scorer).items()
+            tensors |= {f"scores.{scorer}.{name}": value.contiguous() for name, value in found}
         tensors |= {name: getattr(self, name) for name in PLAIN}
-        save_file(tensors, path)
+        tensors |= {name: value for name in OPTIONAL if (value := getattr(self, name)) is not None}
+        save_file(tensors, path, metadata={"version": str(self.version)})
 
     @classmethod
     def load(cls, path: Path) -> "Experience":
@@ -129,6 +176,13 @@ class Experience:
             for name in ("prompts", "teacher_prompts", "responses")
         }
         keep = list(tensors["keep"].split(tensors["responses.lengths"].tolist()))
-        scores = {name.removeprefix("scores."): part for name, part in tensors.items() if name.startswith("scores.")}
-        plain = {name: tensors[name] for name in PLAIN}
-        return cls(**lists, keep=keep, scores=scores, **plain)  # type: ignore[arg-type]
+        plain = {name: tensors[name] for name in (*PLAIN, *OPTIONAL) if name in tensors}
+        scores = {scorer: _with_prefix(tensors, f"scores.{scorer}.") for scorer in SCORERS}
+        with safe_open(path, "pt") as file:
+            version = int(file.metadata()["version"])
+        scored = Scored(**{scorer: TokenScores(**parts) for scorer, parts in scores.items()})
+        return cls(**lists, keep=keep, version=version, scores=scored, **plain)  # type: ignore[arg-type]
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -20,3 +20,5 @@ class Response:
     """Leading ids that the teacher wrote."""
     reference: bool = False
     """Whether this is a reference solution, which no model wrote."""
+    version: int = 0
+    """Optimiser updates that the weights had seen which wrote it."""

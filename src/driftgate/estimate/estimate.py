@@ -16,8 +16,10 @@ from ..config import ModelSettings, TrainConfig
 from ..errors import InputError
 from ..evaluate.batch import MOST, SHARE
 from ..evaluate.evaluate import LONGEST
-from ..loss_config import DivergenceObjective, LsmObjective, Objective
 from ..method.head import CHUNK
+from ..objectives import Objective
+from ..objectives.divergence import DivergenceObjective
+from ..objectives.lsm import LsmObjective
 from ..rollout.cache import GROWTH
 from ..train.scoring import needs_of
 from .shapes import Shape, shape_of
@@ -238,7 +240,7 @@ def estimate(
 
 def _tokens(sizes: _Sizes) -> Tokens:
     rollout = sizes.config.steps * sizes.responses * sizes.mean
-    scored = "teacher" in needs_of(sizes.config, "student", 0).targets
+    scored = "teacher" in needs_of(sizes.config, "student", 0)
     evaluation = sizes.exam_responses * sizes.exam_mean
     return Tokens(rollout, rollout * sizes.config.passes, rollout if scored else 0.0, evaluation)
 
@@ -331,8 +333,8 @@ def _seconds(sizes: _Sizes, gpu: Gpu) -> Seconds:
     config, assumed = sizes.config, sizes.assumed
     needs = needs_of(config, "student", 0)
     targets = {"teacher": (sizes.teacher, config.teacher), "initial": (sizes.student, config.student)}
-    behaviour = _scoring(sizes, gpu, sizes.student, config.student) if needs.behaviour else 0.0
-    scored = sum(_scoring(sizes, gpu, *targets[name]) for name in needs.targets)
+    behaviour = _scoring(sizes, gpu, sizes.student, config.student) if "behaviour" in needs else 0.0
+    scored = sum(_scoring(sizes, gpu, *targets[name]) for name in needs if name != "behaviour")
     decoders: list[tuple[Shape, ModelSettings]] = [(sizes.student, config.student)]
     if config.rollout.kl_budget:
         decoders.append((sizes.teacher, config.teacher))
@@ -391,7 +393,7 @@ def _update(sizes: _Sizes, gpu: Gpu) -> float:
 
 def _head_flops(sizes: _Sizes) -> float:
     """Operations with the vocabulary that an update's loss takes a token: all terms share one look at the head."""
-    objectives = [term.objective for term in sizes.config.all_terms.values() if term.stream == "student"]
+    objectives = [term.objective for term in sizes.config.all_terms.values() if term.responses == "student"]
     return max(_objective_flops(sizes, objective) for objective in objectives)
 
 
@@ -419,8 +421,8 @@ def _held_to_initial(config: TrainConfig) -> bool:
 
 def _notes(config: TrainConfig) -> tuple[str, ...]:
     """What of a configuration is not counted."""
-    others = [name for name, term in config.all_terms.items() if term.stream != "student"]
-    notes = [f"terms.{name} learns from {config.all_terms[name].stream} responses" for name in others]
+    others = [name for name, term in config.all_terms.items() if term.responses != "student"]
+    notes = [f"terms.{name} learns from {config.all_terms[name].responses} responses" for name in others]
     if config.rollout.horizon is not None:
         notes.append("rollout.horizon keeps responses shorter than max_new_tokens for a while")
     if config.rollout.on_policy < 1:

@@ -38,6 +38,12 @@ def positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a finite number above 0, not {value}")
 
 
+def not_negative(name: str, value: float) -> None:
+    """Require a finite number of at least 0. Raises ValueError naming the argument."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number of at least 0, not {value}")
+
+
 def at_least(name: str, value: int, least: int) -> None:
     """Require an integer of at least `least`. Raises ValueError naming the argument."""
     if value != int(value) or value < least:

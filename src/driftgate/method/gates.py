@@ -16,17 +16,17 @@ Statistic = Literal["abs_mean", "mean_abs", "rms"]
 def drift_gate(
     logp: Tensor, logp_behaviour: Tensor, spans: Tensor, tau: float = 1.0, statistic: Statistic = "abs_mean"
 ) -> Tensor:
-    """g = exp(-tau * s_b): how little the student has moved on a token's span since the rollout, in (0, 1].
+    """g = exp(-tau * s_b): how little the student has moved on a token's span since the rollout, in [0, 1].
 
     d_t = log p(y_t) - log o(y_t), in nats, on the sampled tokens. The drift s_b of span b is
     "abs_mean" |mean d| (the paper's: signs cancel inside a span), "mean_abs" mean |d|, or "rms" sqrt(mean d^2).
 
     logp, logp_behaviour: float [N]; spans: int64 [N], ids from 0. Returns float32 (or float64) [N], detached, exactly 1
-    where p equals o; not yet normalised (see `unit_mean`). Raises ValueError naming the argument.
+    where p equals o or tau is 0; not yet normalised (see `unit_mean`). Raises ValueError naming the argument.
     """
     check.same_length(logp=logp, logp_behaviour=logp_behaviour, spans=spans)
     check.integer_ids("spans", spans)
-    check.positive("tau", tau)
+    check.not_negative("tau", tau)
     shift = widen(logp.detach()) - widen(logp_behaviour.detach())
     return torch.exp(-tau * span_drift(shift, spans, statistic))[spans]
 
@@ -54,11 +54,12 @@ def span_mean(values: Tensor, spans: Tensor) -> Tensor:
     return total / size.clamp(min=1)
 
 
-def unit_mean(weights: Tensor, groups: Tensor | None = None) -> Tensor:
+def unit_mean(weights: Tensor, groups: Tensor | None = None, keep_zeros: bool = False) -> Tensor:
     """Scale weights [N] to mean 1: over everything, or inside each group (int64 [N], for instance `rows`).
 
     Give it the whole optimiser batch: called on micro-batches or ranks one by one, it weighs their tokens unequally.
-    Returns [N], detached. Raises ValueError where weights are negative or a group's are all zero.
+    Returns [N], detached. Raises ValueError where weights are negative, or where a group's are all zero; with
+    keep_zeros these stay zero.
     Source: arXiv 2606.24084, step 4; the scope is a choice that the paper leaves open.
     """
     check.same_length(weights=weights)
@@ -70,9 +71,9 @@ def unit_mean(weights: Tensor, groups: Tensor | None = None) -> Tensor:
     if (weights < 0).any():
         raise ValueError(f"weights must not be negative; the smallest is {weights.min().item():g}")
     mean = span_mean(weights, groups)[groups]
-    if (mean == 0).any():
+    if not keep_zeros and (mean == 0).any():
         raise ValueError("weights are zero throughout a group, so no scale gives it mean 1")
-    return weights / mean
+    return weights / torch.where(mean == 0, 1.0, mean)
 
 
 def widen(values: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..data.response import Response
+from ..models.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,15 @@ class Sampling:
 
 
 class Engine(Protocol):
-    """Anything that samples from a model's current weights."""
+    """Anything that samples from a model."""
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, advance: Callable[[int], None] | None = None
     ) -> list[list[Response]]:
-        """Responses of each request, in order of its keys. `advance(n)` is told of every n responses that end."""
+        """Responses of each request, in order of its keys, each with the version that wrote it. `advance(n)` is called
+        for every n responses that end."""
+        ...
+
+    def load(self, policy: Policy, version: int) -> None:
+        """Sample from these weights from now on. version: optimiser updates that they have seen."""
         ...

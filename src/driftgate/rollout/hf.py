@@ -4,6 +4,7 @@ Shapes: B responses being decoded, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,6 +29,11 @@ class HFEngine:
         self.policy = policy
         self.batch = batch
         self.guide = guide
+        self.version = 0
+
+    def load(self, policy: Policy, version: int) -> None:
+        """Only the number: it decodes on the live weights of `policy`."""
+        self.policy, self.version = policy, version
 
     @torch.no_grad()
     def generate(
@@ -45,7 +51,7 @@ class HFEngine:
             prompts = [r.prompt for r in chosen], [r.for_teacher for r in chosen]
             readers = [Reader(*model, shown, sampling.max_new_tokens) for model, shown in zip(models, prompts)]
             for index, answers in zip(part, _Decoder(readers, sampling, chosen, advance or (lambda n: None)).run()):
-                responses[index] = answers
+                responses[index] = [replace(answer, version=self.version) for answer in answers]
         return responses
 
     def _policies(self, budget: float | None) -> list[Policy]:

@@ -54,4 +54,5 @@ def _joined(start: Response, rest: Response | None) -> Response:
     """One response of both parts; `rest` is None where the teacher's is all there is."""
     if rest is None:
         return replace(start, prefix=len(start.ids))
-    return Response(start.ids + rest.ids, start.logprobs + rest.logprobs, rest.finished, len(start.ids))
+    both = {"ids": start.ids + rest.ids, "logprobs": start.logprobs + rest.logprobs}
+    return replace(rest, **both, prefix=len(start.ids))

@@ -28,8 +28,8 @@ from ..errors import InputError, RunError
 from ..evaluate.evaluate import EvalSettings, check_settings, evaluate, load_examinee, responses_of
 from ..files import replace_file
 from ..stop import Stopped
-from ..train.run import run
-from ..train.setup import lock, resolved_config
+from ..train.command import run
+from ..train.folder import lock, resolved_config
 from ..workers import Workers
 from .config import Study, arm_configs, load_study
 from .report import write_report

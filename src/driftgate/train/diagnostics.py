@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ..method.head import Summary
+from ..method.scores import TokenScores
 from ..method.supports import overlap_ratio
-from .losses import Scores
 
 
-def distribution_sums(student: Summary, scores: Scores, k: int) -> dict[str, Tensor]:
+def distribution_sums(student: Summary, teacher: TokenScores, k: int) -> dict[str, Tensor]:
     """Sums over tokens of the student's entropy, the entropy gap, the overlap ratio and the overlap advantage.
 
     student: the current student's entropy and K most probable tokens. entropy_gap: |H^S - H^T|, in nats. overlap: share
@@ -25,8 +25,11 @@ def distribution_sums(student: Summary, scores: Scores, k: int) -> dict[str, Ten
     assert student.entropy is not None
     assert student.top_ids is not None
     assert student.top_logp is not None
-    teacher_ids, teacher_logp = scores("teacher_top_ids")[:, :k].long(), scores("teacher_top_logp")[:, :k]
-    gap = (student.entropy - scores("teacher_entropy")).abs()
+    assert teacher.entropy is not None
+    assert teacher.top_ids is not None
+    assert teacher.top_logp is not None
+    teacher_ids, teacher_logp = teacher.top_ids[:, :k].long(), teacher.top_logp[:, :k]
+    gap = (student.entropy - teacher.entropy).abs()
     same = student.top_ids[:, :, None] == teacher_ids[:, None]
     shared = same.any(2)
     log_q = torch.where(same, teacher_logp[:, None], 0.0).sum(2)

@@ -1,6 +1,7 @@
 """What is kept of a rollout batch: the experience that is learned from, the rows of rollouts/, and metrics."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,18 +22,20 @@ def make_experience(
     correct: Sequence[bool | None],
     config: TrainConfig,
     limit: int,
+    version: int,
 ) -> Experience:
-    """The student's responses as a batch, before any score but the verifier's. correct: a verdict for each response.
+    """The student's responses as a batch, before any score but the verifier's. correct: a verdict for each response;
+    version: see `Learner.version`.
 
     Raises RunError where nothing can be learned from them.
     """
-    batch = Experience.of(prompts, responses, config.drop_tokens)
+    batch = Experience.of(prompts, responses, config.drop_tokens, version)
     _refuse_useless(batch, config, limit)
     counts = torch.tensor([int(kept.sum()) for kept in batch.keep])
     group = torch.repeat_interleave(torch.tensor([len(part) for part in responses]))
-    batch = batch.with_scores(group=torch.repeat_interleave(group, counts))
+    batch = replace(batch, group=torch.repeat_interleave(group, counts))
     if None not in correct:
-        batch = batch.with_scores(correct=torch.repeat_interleave(torch.tensor(correct).float(), counts))
+        batch = replace(batch, correct=torch.repeat_interleave(torch.tensor(correct).float(), counts))
     return batch
 
 
@@ -110,11 +113,11 @@ def rollout_metrics(batch: Experience, rows: Sequence[dict[str, Any]]) -> dict[s
 def distances(batch: Experience) -> dict[str, float]:
     """On the tokens that the student wrote: |engine - trainer|, and the mean of log q - log o; from the first update
     on, which is when the student's log-probabilities are complete."""
-    scores, own = batch.scores, batch.written[batch.rows]
-    if "behaviour_logp" not in scores or not own.any():
+    old_logp, teacher, own = batch.scores.behaviour.logp, batch.scores.teacher.logp, batch.written[batch.rows]
+    if old_logp is None or not own.any():
         return {}
-    gap = (batch.engine_logp - scores["behaviour_logp"])[own].abs()
+    gap = (batch.engine_logp - old_logp)[own].abs()
     metrics = {"mismatch_mean": float(gap.mean()), "mismatch_max": float(gap.max())}
-    if "teacher_logp" in scores:
-        metrics["teacher_gap"] = float((scores["teacher_logp"] - scores["behaviour_logp"])[own].mean())
+    if teacher is not None:
+        metrics["teacher_gap"] = float((teacher - old_logp)[own].mean())
     return metrics

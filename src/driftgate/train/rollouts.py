@@ -12,6 +12,7 @@ from ..horizon import LengthController, growing, share
 from ..rollout.engine import Engine, Request, Sampling
 from ..rollout.prefix import generate_with_prefix
 from ..rollout.reference import reference_response
+from .portions import Batch
 
 
 @dataclass
@@ -41,13 +42,13 @@ def controller_of(config: TrainConfig, controller: LengthController | None) -> L
     return controller or LengthController(horizon.start if horizon else config.rollout.max_new_tokens)
 
 
-def controller_after(config: TrainConfig, controller: LengthController, lengths: Sequence[int]) -> LengthController:
-    """The length controller after a step whose responses had these lengths; its floor is where it started."""
+def controller_after(config: TrainConfig, controller: LengthController, batch: Batch) -> LengthController:
+    """The length controller after a step with this rollout batch; its floor is where it started."""
     horizon = config.rollout.horizon
     if horizon is None or horizon.kind != "controller":
         return controller
     how = horizon.near, horizon.least_share, horizon.change, horizon.patience, horizon.start
-    return controller.after(lengths, config.rollout.max_new_tokens, *how)
+    return controller.after(batch.student.lengths, config.rollout.max_new_tokens, *how)
 
 
 def prompts_of_step(prompts: Sequence[Prompt], config: TrainConfig, step: int) -> list[Prompt]:
@@ -137,17 +138,17 @@ def teacher_responses(
     return engines.teacher.generate(requests, sampling, advance)
 
 
-def other_streams(
+def other_responses(
     engines: Engines, prompts: Sequence[Prompt], config: TrainConfig, step: int, check: Callable[[], None]
 ) -> dict[str, Experience]:
     """Reference solutions and the teacher's samples, each where a term of the step's loss is on them.
 
     check: called as the teacher's samples end; may raise to stop.
     """
-    wanted = {term.stream for term in config.terms_at(step).values()}
-    streams = {}
+    wanted = {term.responses for term in config.terms_at(step).values()}
+    found = {}
     if "reference" in wanted:
-        streams["reference"] = reference_responses(engines, prompts, config.rollout.max_new_tokens)
+        found["reference"] = reference_responses(engines, prompts, config.rollout.max_new_tokens)
     if "teacher" in wanted:
-        streams["teacher"] = teacher_responses(engines, prompts, config, step, lambda count: check())
-    return {name: Experience.of(prompts, responses, config.drop_tokens) for name, responses in streams.items()}
+        found["teacher"] = teacher_responses(engines, prompts, config, step, lambda count: check())
+    return {name: Experience.of(prompts, responses, config.drop_tokens) for name, responses in found.items()}

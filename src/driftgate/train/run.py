@@ -1,86 +1,101 @@
-"""`driftgate train`: a run folder from nothing, or onward from its last checkpoint."""
+"""A training run: all its pieces, where it stands, and what it writes down."""
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-import torch
 from rich.console import Console
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..config import TrainConfig
+from ..data.experience import Experience
 from ..data.prompts import Prompt
-from ..errors import InputError, RunError
-from ..models.identity import fingerprint
+from ..models.policy import Policy
+from ..scorers.scorer import Scorer
 from ..stop import Stopped, StopSignal
-from . import setup
-from .loop import train
-from .tracking import Display, write_config, write_environment
+from ..verify.grading import Grader
+from ..world import Alone, World
+from . import checkpoint
+from .checkpoint import Position
+from .display import Display
+from .learner import Learner
+from .portions import Batch, ScheduledUpdate
+from .records import distances
+from .rollouts import Engines, controller_after, controller_of
+from .source import Lockstep, Source
+from .trackers import Metrics
 
 
-def run(config: TrainConfig, out: Path, console: Console, tell: Callable[[int], None] | None = None) -> None:
-    """Train in `out`, which holds config.yaml, environment.json, metrics.jsonl, rollouts/ and checkpoints/ afterwards.
+@dataclass
+class Run:
+    """Made by `build.build_run`; `loop.train` drives it."""
 
-    tell: is told of every so many steps that are done, those of earlier sessions included.
-    Raises InputError before any compute for what the user must mend, RunError for a failure on the way.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file; choose a folder")
-    begun = setup.lock(out) if out.is_dir() else None  # a new folder is made only once the input is checked
-    config = setup.resolved_config(config, out)
-    parts = setup.set_up(config, out)
-    problems = fingerprint_of_problems(parts.prompts)
-    check_same_problems(out / "environment.json", problems)
-    with begun or setup.lock(out):
-        write_config(out / "config.yaml", config)
-        code = {"code_sha256": hashlib.sha256(Path(config.code).read_bytes()).hexdigest()} if config.code else {}
-        models = {
-            "student_sha256": fingerprint(parts.policy, parts.tokenizer),
-            "teacher_sha256": fingerprint(parts.targets["teacher"].policy, parts.tokenizer),
-        }
-        environment = {"began_at": parts.position.name, "problems_sha256": problems, **models, **code}
-        write_environment(out / "environment.json", **environment)
-        if parts.position.step or parts.position.update:
-            console.print(f"resuming {out} at {parts.position.name}", highlight=False)
-        with (
-            parts.grader or nullcontext(),
-            StopSignal() as stop,
-            Display(console, config.steps, parts.position.step, tell) as display,
-        ):
-            try:
-                train(config, parts, out, display, stop)
-            except Stopped:
-                console.print(f"stopped and saved; the same command with --out {out} goes on", highlight=False)
-                raise
-            except torch.OutOfMemoryError as error:
-                raise RunError(
-                    f"the GPU's memory is full ({str(error).splitlines()[0]}); lower microbatch_tokens (now "
-                    f"{config.microbatch_tokens}) or, in a rollout, rollout.batch (now {config.rollout.batch}) and go "
-                    "on in the same folder; or, in another --out, set student.gradient_checkpointing=true"
-                ) from None
-    console.print(f"{config.steps} steps done; model in {final_model(out)}", highlight=False)
+    config: TrainConfig
+    out: Path
+    """The run folder."""
+    policy: Policy
+    """The student."""
+    targets: dict[str, Policy]
+    """"teacher" and, where a term is held to it, "initial"."""
+    tokenizer: PreTrainedTokenizerBase
+    scorers: Mapping[str, Scorer]
+    """"behaviour" (the student) and the targets."""
+    engines: Engines
+    learner: Learner
+    prompts: Sequence[Prompt]
+    newline_ids: Tensor
+    """bool [V], True where a token's text contains a newline."""
+    grader: Grader | None
+    position: Position
+    pending: dict[str, Experience] = field(default_factory=dict)
+    """The rollout batch of a step that was interrupted, by whose responses they are; empty between steps."""
+    world: World = field(default_factory=Alone)
+    stop: StopSignal = field(default_factory=StopSignal)
 
+    def __post_init__(self) -> None:
+        self.display = Display(Console(quiet=True), self.config.steps, self.position.step)
+        self.source: Source = Lockstep(self, self.pending)
+        self.latest: dict[str, float] = {}
+        """Metrics of the last update."""
 
-def fingerprint_of_problems(prompts: Sequence[Prompt]) -> str:
-    """sha256 of the problems as parsed, whatever file they came from."""
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(json.dumps(asdict(prompt.problem), sort_keys=True).encode())
-    return digest.hexdigest()
+    @cached_property
+    def metrics(self) -> Metrics:
+        return Metrics(self.out / "metrics.jsonl", self.position)
 
+    def decode(self, ids: tuple[int, ...]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-def check_same_problems(environment: Path, problems: str) -> None:
-    """A resumed run must find the problems that it began with. Raises InputError."""
-    sessions = json.loads(environment.read_text()) if environment.is_file() else []
-    if sessions and sessions[-1].get("problems_sha256") != problems:
-        raise InputError(
-            f"prompts.path: the problems are not those that the run in {environment.parent} began with; "
-            f"restore them, or choose another --out"
-        )
+    def track(self, update: ScheduledUpdate, metrics: dict[str, float], batch: Batch) -> None:
+        """Write an update's metrics down and move on behind it."""
+        if update.number == 0:
+            metrics = metrics | distances(batch.student)
+        self.metrics.log("update", **update.place, **metrics)
+        self.latest = metrics
+        self.position.update = update.number + 1
 
+    def check_stop(self) -> None:
+        """Raises Stopped on all ranks where any of them was asked to stop."""
+        if self.world.agree(self.stop.requested):
+            raise Stopped
 
-def final_model(out: Path) -> Path:
-    """The model folder of a run's newest checkpoint."""
-    return setup.checkpoint.all_checkpoints(out / "checkpoints")[-1] / "model"
+    def end_step(self, batch: Batch) -> None:
+        """All updates of the batch are done: sync the engine and move on to the next step."""
+        controller = controller_of(self.config, self.position.controller)
+        controller = controller_after(self.config, controller, batch)
+        self.position = Position(self.position.step + 1, controller=controller)
+        self.source.done()
+        self.engines.student.load(self.policy, self.learner.version)
+        self.display.step(self.position.step, batch.metrics | self.latest)
+
+    def save_if_due(self) -> None:
+        """A checkpoint every `checkpoint.every` steps, and one at the end."""
+        if self.position.step % self.config.checkpoint.every == 0 or self.position.step == self.config.steps:
+            self.save()
+
+    def save(self) -> None:
+        """A checkpoint of where the run stands."""
+        pending = self.source.pending() if self.position.update else {}
+        folder, keep, state = self.out / "checkpoints", self.config.checkpoint.keep, self.learner.state_dict()
+        checkpoint.save(folder, self.position, self.policy.model, self.tokenizer, state, pending, keep)

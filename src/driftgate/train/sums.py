@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config.terms import TermSettings
 from ..errors import RunError
-from ..loss_config import TermSettings
+from ..world import World
 from .weighing import Weighed, closed_gate
 
 
@@ -39,6 +40,13 @@ class Sums:
         for name, value in zip(minima, values[len(entries) :]):
             setattr(self, name, min(getattr(self, name), value))
         self.weights.append(weighed.raw)
+
+    def over(self, world: World) -> "Sums":
+        """The same over all ranks."""
+        minima = torch.tensor([self.least, self.least_factor], dtype=torch.float64)
+        least, least_factor = world.gather(minima).view(-1, 2).amin(0).tolist()
+        weights = [world.gather(torch.cat(self.weights))] if self.weights else []
+        return Sums(self.known, world.sum(self.totals), least, least_factor, weights)
 
     def denominator(self, term: TermSettings, where: str) -> float:
         """What the sum of weight * loss is divided by: tokens, or those kept, times the mean of each factor that is to

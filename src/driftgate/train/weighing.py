@@ -5,17 +5,21 @@ their sums: the mean is known only once all micro-batches have been seen (`Sums.
 """
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from .. import keyed
+from ..config.factor import Condition, Factor
+from ..config.maps import ExpMap, OneSided
+from ..config.partitions import Partition
+from ..config.terms import TermSettings
 from ..data.experience import Experience
 from ..errors import RunError
-from ..loss_config import Condition, Factor, OneSided, Partition, TermSettings
 from ..method import weights as steps
 from ..method.changepoint import changepoint_spans, keep_before_drop
-from ..method.gates import span_mean
+from ..method.gates import Statistic, drift_gate, unit_mean
 from ..method.signals import SIGNALS, Streams, drift
 from ..method.spans import fixed_spans, newline_spans, random_spans, sequence_spans, token_spans
 
@@ -27,14 +31,14 @@ class Moment:
     seed: int
     step: int
     """Rollout batches before this one."""
-    update: int = 0
-    """Optimiser updates since the rollout."""
+    age: int = 0
+    """Optimiser updates between the weights that wrote the rollout and the current ones; at 0 they are the same."""
 
     def uniforms(self, purpose: str, name: str, sequences: Tensor) -> Tensor:
         """float64 [N] in [0, 1): a draw for each token, whatever other sequences there are. name: of the factor."""
         numbers, counts = sequences.cpu().unique_consecutive(return_counts=True)
         parts = [
-            keyed.generator(self.seed, purpose, name, self.step, self.update, number).random(count)
+            keyed.generator(self.seed, purpose, name, self.step, self.age, number).random(count)
             for number, count in zip(numbers.tolist(), counts.tolist())
         ]
         draws = torch.cat([torch.from_numpy(part) for part in parts]) if parts else torch.zeros(0, dtype=torch.float64)
@@ -114,6 +118,9 @@ def factor_values(
     signal, ids = observe(factor.signal, streams), _spans(name, factor, streams, spans, moment)
     if factor.map.kind == "before_drop":
         mapped = keep_before_drop(streams.rows, signal, ids)[steps.first_of(ids)].float()
+    elif factor.is_drift_gate:
+        how = cast(ExpMap, factor.map).tau, cast(Statistic, factor.reduce)
+        mapped = drift_gate(streams["logp"], streams["behaviour_logp"], ids, *how)[steps.first_of(ids)]
     else:
         mapped = _mapped(name, factor, _reduced(factor, signal, ids, streams), ids, streams, moment, tau)
     values = _controlled(name, factor, mapped, ids, streams, moment)[ids]
@@ -145,17 +152,19 @@ def streams_of(
 ) -> Streams:
     """What weights look at: the streams `reads` of tokens (int64 [N], places in the batch), on a device.
 
-    logp: float [N], log p(y_t) of the current student, where it is read. k: tokens of each side that overlap and
-    divergence look at.
+    logp: float [N], log p(y_t) of the current student, where it is read; at age 0 these are the old log-probabilities
+    too. k: tokens of each side that overlap and divergence look at.
     """
-    known = {name: batch.scores[name] for name in reads - {"logp"}}
-    known = {name: value[:, :k] if value.dim() > 1 else value for name, value in known.items()}
-    values = {name: value[tokens].to(device) for name, value in known.items()}
-    if logp is not None and "logp" in reads:
-        values["logp"] = logp.detach()
+    values = {} if logp is None else {"logp": logp.detach()}
+    if logp is not None and moment.age == 0:
+        values["behaviour_logp"] = logp.detach()
+    values = {name: value for name, value in values.items() if name in reads}
+    for name in reads - values.keys() - {"logp"}:
+        known = batch.readable(name)
+        values[name] = (known[:, :k] if known.dim() > 1 else known)[tokens].to(device)
     sequences = batch.rows[tokens].to(device)
     rows = torch.unique_consecutive(sequences, return_inverse=True)[1]  # counted anew from 0
-    return Streams(sequences, rows, batch.place[tokens].to(device), moment.update, values)
+    return Streams(sequences, rows, batch.place[tokens].to(device), moment.age, values)
 
 
 def _beyond(values: Tensor, threshold: OneSided) -> Tensor:
@@ -232,10 +241,12 @@ def _controlled(name: str, factor: Factor, values: Tensor, ids: Tensor, streams:
 
 def _unit_mean_by_sequence(name: str, factor: Factor, values: Tensor, rows: Tensor) -> Tensor:
     """Mean 1 inside each sequence [N]; a sequence without any weight keeps none, unless a gate closed on it."""
-    mean = span_mean(values, rows)[rows]
-    if (mean == 0).any() and factor.map.kind == "exp":
-        raise RunError(closed_gate(name, factor, "on a whole response"))
-    return values / torch.where(mean == 0, 1.0, mean)
+    gate = factor.map.kind == "exp"
+    try:
+        return unit_mean(values, rows, keep_zeros=not gate)
+    except ValueError as error:
+        why = closed_gate(name, factor, "on a whole response") if gate else f"weight {name}: {error}"
+        raise RunError(why) from error
 
 
 def closed_gate(name: str, factor: Factor, where: str) -> str:

@@ -1,0 +1,105 @@
+"""A divergence between student and target, over the vocabulary or a support (GKD, arXiv 2306.13649; supports,
+arXiv 2604.13016)."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor
+
+from ..method import supports
+from ..method.objectives import support_divergence
+from ..method.scores import Needs, Scored, TokenScores
+from ..method.vocabulary import vocabulary_divergence
+from .objective import Objective, Outputs
+
+
+class DivergenceObjective(Objective):
+    """A divergence between the student's and a target's next-token distributions, gradient straight through."""
+
+    kind: Literal["divergence"]
+    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
+    """KL(student || target), KL(target || student), or the generalised Jensen-Shannon divergence."""
+    beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of `jsd`: beta KL(q || m) + (1 - beta) KL(p || m) with m = beta q + (1 - beta) p."""
+    support: Literal["vocabulary", "teacher", "student", "union", "intersection"] = "vocabulary"
+    """Tokens compared at a position: all, the target's top `k`, the top `k` of the student that wrote the rollout, or
+    the tokens in either or both of the two."""
+    k: PositiveInt = 32
+    """Tokens of a top-K support."""
+    mass: Literal["renormalised", "tail", "raw"] = "renormalised"
+    """Both sides renormalised inside the support; or the rest as one more class; or neither (`raw`)."""
+    allow_raw_reverse_kl: bool = False
+    """Let reverse KL run on raw mass, which has no lower bound: it falls by moving mass out of the support."""
+    target: Literal["teacher", "initial"] = "teacher"
+    """What the student is compared with: the teacher, or the student as it was when the run began."""
+
+    @property
+    def needs(self) -> dict[str, Needs]:
+        theirs = Needs(
+            top=self.k if self.support in ("teacher", "union", "intersection") else 0,
+            at_ids=self.support in ("student", "union"),
+            hidden=self.support == "vocabulary",
+        )
+        ours = Needs(top=self.k if self.support in ("student", "union", "intersection") else 0)
+        return {"behaviour": ours, self.target: theirs}
+
+    @property
+    def reads_vocabulary(self) -> bool:
+        return self.support != "vocabulary" and self.mass != "renormalised"
+
+    @property
+    def support_size(self) -> int:
+        return 0 if self.support == "vocabulary" else self.k
+
+    def support_ids(self, scores: Scored) -> Tensor | None:
+        if self.support == "vocabulary":
+            return None
+        ours, theirs = (self._top(s.top_ids) for s in (scores.behaviour, scores.of(self.target)))
+        if self.support in ("teacher", "student"):
+            return _given(theirs if self.support == "teacher" else ours)
+        both = supports.union if self.support == "union" else supports.intersection
+        return both(_given(ours), _given(theirs))
+
+    def loss(self, outputs: Outputs, scores: Scored) -> Tensor:
+        """See `method.vocabulary.vocabulary_divergence` and `method.objectives.support_divergence`."""
+        ids, beta = self.support_ids(scores), self.beta
+        if ids is None:
+            theirs = _given(scores.of(self.target).hidden), outputs.target_heads[self.target]()
+            how = self.divergence, beta, outputs.temperature
+            return vocabulary_divergence(outputs.hidden, outputs.head, *theirs, *how)
+        log_q = self._target_logp(scores.of(self.target))
+        return support_divergence(outputs.supports[self], log_q, self.divergence, self.mass, beta, ids >= 0)
+
+    def _target_logp(self, target: TokenScores) -> Tensor:
+        """float [N, K]: the target's log-probabilities of the support, in its order."""
+        at_ours, of_theirs = self._top(target.at_ids), self._top(target.top_logp)
+        if self.support == "union":
+            return torch.cat([_given(of_theirs), _given(at_ours)], 1)
+        return _given(at_ours if self.support == "student" else of_theirs)
+
+    def _top(self, values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[:, : self.k]
+
+    @model_validator(mode="after")
+    def _sound(self) -> "DivergenceObjective":
+        if self.support == "vocabulary":
+            return self
+        if self.mass == "renormalised" and self.k < 2:
+            raise ValueError(
+                "k = 1 with mass = renormalised has no loss: one token's mass is always 1; set k=2 or more"
+            )
+        if self.mass == "raw" and self.divergence == "jsd":
+            raise ValueError("jsd on raw mass is no divergence and can be negative; set mass=tail or renormalised")
+        if self.mass == "raw" and self.divergence == "reverse_kl" and not self.allow_raw_reverse_kl:
+            raise ValueError(
+                "reverse_kl on raw mass has no lower bound: the student lowers it by moving probability out of the "
+                "support, and training collapses; set mass=renormalised or tail, or allow_raw_reverse_kl=true"
+            )
+        return self
+
+
+def _given(values: Tensor | None) -> Tensor:
+    """What `needs` has asked for, so that it is there."""
+    assert values is not None
+    return values

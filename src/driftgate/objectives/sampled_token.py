@@ -1,0 +1,55 @@
+"""Sampled-token OPD: a policy gradient with the teacher's log-ratio as its reward."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from ..method.objectives import clipped_tokens, sampled_token_loss
+from ..method.scores import Needs, Scored
+from .objective import Objective, Outputs
+
+
+class SampledTokenObjective(Objective):
+    """Clipped policy gradient whose reward is the teacher's log-ratio on the sampled token."""
+
+    kind: Literal["sampled_token"]
+    advantage: Literal["frozen", "recomputed"] = "frozen"
+    """Whose log-probability the advantage subtracts: the student that wrote the rollout, or the current one."""
+    clip: PositiveFloat | None = 0.2
+    """PPO clip of the probability ratio; null for none."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
+    """Bound on the loss of a token with negative advantage, in units of the advantage; null for none."""
+    ratio: Literal["behaviour", "current"] = "behaviour"
+    """What the ratio divides by: the student that wrote the rollout (importance sampling), or the current one, which
+    makes it 1 in value (plain score-function gradient)."""
+
+    @property
+    def needs(self) -> dict[str, Needs]:
+        return {"behaviour": Needs(logp=True), "teacher": Needs(logp=True)}
+
+    @property
+    def reads_sampled_token(self) -> bool:
+        return True
+
+    @property
+    def needs_own_samples(self) -> bool:
+        return True
+
+    def loss(self, outputs: Outputs, scores: Scored) -> Tensor:
+        """See `method.objectives.sampled_token_loss`."""
+        return sampled_token_loss(*self._logp(outputs, scores), **self._how)
+
+    def clipped(self, outputs: Outputs, scores: Scored) -> Tensor | None:
+        return None if outputs.logp is None else clipped_tokens(*self._logp(outputs, scores), **self._how)
+
+    def _logp(self, outputs: Outputs, scores: Scored) -> tuple[Tensor, Tensor, Tensor]:
+        """log p, log o and log q of the sampled tokens, float [N] each."""
+        assert outputs.logp is not None
+        assert scores.behaviour.logp is not None
+        assert scores.teacher.logp is not None
+        return outputs.logp, scores.behaviour.logp, scores.teacher.logp
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"advantage": self.advantage, "clip": self.clip, "dual_clip": self.dual_clip, "ratio": self.ratio}

@@ -1,0 +1,140 @@
+"""A run folder: its lock, its configuration and what it was made on; and which settings a resumed run may change."""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from .. import __name__ as package
+from ..config import TrainConfig
+from ..data.prompts import Prompt
+from ..errors import InputError
+from ..files import replace_file
+from ..recipe import check_config
+from . import checkpoint
+
+PACKAGES = ("driftgate", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
+MAY_CHANGE = ("steps", "checkpoint", "device", "microbatch_tokens", "rollout.batch")
+"""Settings that a resumed run may change; the last three change results by rounding."""
+
+
+def resolved_config(config: TrainConfig, out: Path) -> TrainConfig:
+    """The configuration to run with: the run folder's own where there is one. Raises InputError where they differ."""
+    path = out / "config.yaml"
+    if not path.is_file():
+        threads = config.threads or torch.get_num_threads()
+        return config.model_copy(update={"threads": threads})
+    try:
+        before = check_config(yaml.safe_load(path.read_text()))
+    except InputError as error:
+        raise InputError(
+            f"--out {out}: its config.yaml is of another version ({error}); choose another --out"
+        ) from None
+    if config.threads is None:
+        config = config.model_copy(update={"threads": before.threads})
+    changed = changed_settings(before, config)
+    refused = [name for name in changed if name not in MAY_CHANGE]
+    if "steps" in changed and config.optimizer.schedule != "constant":
+        refused.append("steps (the learning rate's schedule ends with them)")
+    if refused:
+        raise InputError(
+            f"--out {out}: holds a run with other settings: {', '.join(refused)}; its own are in {path}. "
+            f"Choose another --out, or give the same settings to resume it"
+        )
+    return config
+
+
+def changed_settings(before: TrainConfig, config: TrainConfig) -> list[str]:
+    """Groups that differ; of `rollout` alone the setting, where it is the batch and nothing else."""
+    changed = [name for name in TrainConfig.model_fields if getattr(before, name) != getattr(config, name)]
+    same_batch = before.rollout.model_copy(update={"batch": config.rollout.batch})
+    return ["rollout.batch" if name == "rollout" and same_batch == config.rollout else name for name in changed]
+
+
+def lock(out: Path):
+    """Keep a second process out of the run folder while the returned file is open. Raises InputError."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = (out / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"--out {out}: another process is training in this folder; choose another --out") from None
+    return file
+
+
+def fingerprint_of_problems(prompts: Sequence[Prompt]) -> str:
+    """sha256 of the problems as parsed, whatever file they came from."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(json.dumps(asdict(prompt.problem), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def check_same_problems(environment: Path, problems: str) -> None:
+    """A resumed run must find the problems that it began with. Raises InputError."""
+    sessions = json.loads(environment.read_text()) if environment.is_file() else []
+    if sessions and sessions[-1].get("problems_sha256") != problems:
+        raise InputError(
+            f"prompts.path: the problems are not those that the run in {environment.parent} began with; "
+            f"restore them, or choose another --out"
+        )
+
+
+def final_model(out: Path) -> Path:
+    """The model folder of a run's newest checkpoint."""
+    return checkpoint.all_checkpoints(out / "checkpoints")[-1] / "model"
+
+
+def sha256_of(path: str) -> str:
+    """Of a file, in hex."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def write_config(path: Path, config: TrainConfig) -> None:
+    """The resolved configuration, which is itself a recipe."""
+    replace_file(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def write_environment(path: Path, **more: Any) -> None:
+    """Append what this session ran on; a resumed run has several entries."""
+    sessions = json.loads(path.read_text()) if path.is_file() else []
+    sessions.append(
+        {
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "packages": {name: metadata.version(name) for name in PACKAGES},
+            "git": _git_state(),
+            **more,
+        }
+    )
+    replace_file(path, json.dumps(sessions, indent=2) + "\n")
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the driftgate checkout this runs from, and whether it has changes; None for an installed package."""
+    folder = Path(sys.modules[package].__file__ or ".").parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    return {"commit": commit, "changed": bool(git("status", "--porcelain", "-uno"))} if commit else None
