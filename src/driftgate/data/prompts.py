@@ -119,7 +119,8 @@ def hub_rows(path: str) -> Iterable[Any]:
     try:
         return datasets.load_dataset(owner_and_name, *config, split=split or "train")
     except (OSError, ValueError) as error:  # no such data set, no network, or no such configuration or split
-        raise InputError(f"prompts.path = {path}: cannot be loaded: {str(error).splitlines()[0]}") from None
+        why = str(error).splitlines()[0]
+        raise InputError(f"prompts.path = {path}: cannot be loaded: {why}; check name, split and network") from None
 
 
 def encode_prompts(
@@ -164,7 +165,7 @@ def _fill(template: str, problem: Problem, setting: str) -> str:
         ) from None
     for name, value in values.items():
         if value is None and f"{{{name}}}" in template:
-            raise InputError(f"{setting} uses {{{name}}}, but problem {problem.id!r} has no {name}")
+            raise InputError(f"{setting} uses {{{name}}}, but problem {problem.id!r} has no {name}; add it")
     return text
 
 

@@ -107,19 +107,19 @@ def _attend(query: Tensor, cache: ResponseCache, kept: ResponseLayer, hidden: Te
     query: [B g, h/g, D], scaled. Returns the same shape. Softmax and sums run in float32 (or float64).
     """
     each, (keys, values) = query.shape[1], kept.prompt
-    width, answer = keys.shape[1], [block.flatten(1, 2) for block in kept.blocks]
+    width, blocks = keys.shape[1], [block.flatten(1, 2) for block in kept.blocks]
     prompts = cache.gather(torch.bmm(cache.spread(query), keys.transpose(1, 2)), each)
-    scores = torch.cat([prompts, *(torch.bmm(query, block[0].transpose(1, 2)) for block in answer)], -1)
+    scores = torch.cat([prompts, *(torch.bmm(query, block[0].transpose(1, 2)) for block in blocks)], -1)
     if hidden is not None:
         scores.view(len(hidden), -1, *scores.shape[1:])[..., :width].masked_fill_(hidden, -torch.inf)
     scores[..., width + kept.length :] = -torch.inf
     shares = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
-    prompt, *own = shares.split([width, *(block.shape[2] for block in answer)], -1)
+    prompt, *own = shares.split([width, *(block.shape[2] for block in blocks)], -1)
     mixed = cache.gather(torch.bmm(cache.spread(prompt), values), each)
     if mixed.dtype == torch.bfloat16:  # a running sum in bfloat16 would lose what later blocks add
-        later = (torch.bmm(part, block[1]).float() for part, block in zip(own, answer))
+        later = (torch.bmm(part, block[1]).float() for part, block in zip(own, blocks))
         return sum(later, mixed.float()).to(mixed.dtype)
-    for part, block in zip(own, answer):
+    for part, block in zip(own, blocks):
         mixed.baddbmm_(part, block[1])
     return mixed
 

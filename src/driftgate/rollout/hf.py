@@ -45,8 +45,8 @@ class HFEngine:
             chosen = [requests[i] for i in part]
             prompts = [r.prompt for r in chosen], [r.for_teacher for r in chosen]
             readers = [Reader(*model, shown, sampling.max_new_tokens) for model, shown in zip(models, prompts)]
-            for index, answers in zip(part, _Decoder(readers, sampling, chosen, advance or (lambda n: None)).run()):
-                responses[index] = answers
+            for index, group in zip(part, _Decoder(readers, sampling, chosen, advance or (lambda n: None)).run()):
+                responses[index] = group
         return responses
 
     def _policies(self, budget: float | None) -> list[Policy]:
@@ -150,5 +150,5 @@ class _Decoder:
             Response(tuple(ids[i][:n]), tuple(logprobs[i][:n]), done)
             for i, (n, done) in enumerate(zip(lengths, finished))
         ]
-        answers = iter(flat)
-        return [[next(answers) for _ in request.keys] for request in self.requests]
+        ordered = iter(flat)
+        return [[next(ordered) for _ in request.keys] for request in self.requests]
