@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Qwen2
 
 from driftgate.models.policy import Policy
 from driftgate.rollout import cache, reader
-from driftgate.rollout.cache import AnswerCache
+from driftgate.rollout.cache import ResponseCache
 from driftgate.rollout.decode_step import can_decode
 from driftgate.rollout.engine import Request, Sampling
 from driftgate.rollout.hf import HFEngine
@@ -57,11 +57,11 @@ def generate(model, monkeypatch, fast, how):
         return HFEngine(Policy(model)).generate(REQUESTS, how)
 
 
-@pytest.mark.parametrize("block", [4, cache.BLOCK])
+@pytest.mark.parametrize("block", [4, cache.BLOCK_POSITIONS])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_the_decode_step_equals_the_modules(kind, block, monkeypatch):
     """Also where answers fill several blocks of the cache."""
-    monkeypatch.setattr(cache, "BLOCK", block)
+    monkeypatch.setattr(cache, "BLOCK_POSITIONS", block)
     model = make(CONFIGS[kind])
     assert can_decode(model)
     how = Sampling(40, 1.0, 0.95, (1, 2, 3))
@@ -79,7 +79,7 @@ def test_prompts_are_kept_once_and_only_while_one_of_their_answers_runs():
     """Each row's prompt product, through what rows of one prompt share, against a product of its own."""
     keys, query = torch.randn(3, 2, 5, 4), torch.randn(6, 2, 3, 4)
     owner = torch.tensor([0, 0, 0, 1, 2, 2])
-    kept = AnswerCache([(keys, keys + 1)], owner.clone())
+    kept = ResponseCache([(keys, keys + 1)], owner.clone())
     for places, rows, count in [([], [], 6), ([3], [5], 5), ([0, 1], [3, 4], 3), ([1], [2], 2), ([], [], 0)]:
         kept.replace(torch.tensor(places, dtype=torch.int64), torch.tensor(rows, dtype=torch.int64), count)
         owner[places] = owner[rows]
@@ -90,9 +90,9 @@ def test_prompts_are_kept_once_and_only_while_one_of_their_answers_runs():
             torch.testing.assert_close(kept.gather(shared, 3), (query @ keys[owner].mT).flatten(0, 1))
 
 
-@pytest.mark.parametrize("block", [4, cache.BLOCK])
+@pytest.mark.parametrize("block", [4, cache.BLOCK_POSITIONS])
 def test_in_bfloat16_it_is_as_close_to_float32_as_the_modules_are(block, monkeypatch):
-    monkeypatch.setattr(cache, "BLOCK", block)
+    monkeypatch.setattr(cache, "BLOCK_POSITIONS", block)
     exact = make(CONFIGS["qwen3, normalised queries"], torch.float32)
     rough = make(CONFIGS["qwen3, normalised queries"]).bfloat16()
     how, errors = Sampling(24, 1.0, 1.0, ()), {}

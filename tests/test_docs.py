@@ -37,7 +37,7 @@ def test_a_weight_is_added_by_one_function_and_one_recipe(written, settings):
 
 
 BAD_SIGNALS = {
-    "reads what it does not declare": ("s['teacher_logp']", "", "reads 'teacher_logp' without saying so"),
+    "reads what it does not declare": ("s['teacher_logp']", "", "reads 'teacher_logp' without declaring it"),
     "gives another shape": ("s['behaviour_logp'][:1]", "'behaviour_logp'", r"return \[N\]"),
 }
 

@@ -157,7 +157,7 @@ def test_ctrl_c_ends_the_command_with_130_and_says_how_to_go_on(pair, benchmark_
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 130
-    assert "the same command goes on" in capsys.readouterr().out
+    assert "the same command resumes it" in capsys.readouterr().out
 
 
 def test_the_batch_changes_no_sample(pair, benchmark_file, tmp_path):

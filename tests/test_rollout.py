@@ -137,7 +137,7 @@ def test_a_nucleus_wider_than_the_first_look_is_whole(monkeypatch):
     draws = torch.rand(64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     wide = sample(logits, draws, top_p=0.99)[0]
     for widths in ((3,), (3, 40), (600, 700)):
-        monkeypatch.setattr(sampler, "WIDTHS", widths)
+        monkeypatch.setattr(sampler, "NUCLEUS_WIDTHS", widths)
         assert torch.equal(sample(logits, draws, top_p=0.99)[0], wide)
 
 

@@ -106,7 +106,7 @@ def test_logits_do_and_the_type_of_the_student_is_kept():
 def test_work_in_pieces_changes_no_mixture(monkeypatch):
     log_p, log_q = random_rows()
     whole = blend(log_p, log_q, 0.1)
-    monkeypatch.setattr(blending, "ELEMENTS", 3 * log_p.shape[1])
+    monkeypatch.setattr(blending, "ELEMENTS_AT_ONCE", 3 * log_p.shape[1])
     for piece, expected in zip(blend(log_p, log_q, 0.1), whole):
         torch.testing.assert_close(piece, expected, rtol=1e-12, atol=1e-12)
 

@@ -11,11 +11,11 @@ from driftgate.stop import Stopped, StopSignal
 from driftgate.workers import Workers
 
 
-def work(path, tell):
-    """Tells once that it runs, then goes on until it is asked to stop."""
+def work(path, advance):
+    """Advances once, so that the test knows it runs, then runs until it is stopped."""
     with StopSignal() as stop:
         path.touch()
-        tell(1)
+        advance(1)
         for _ in range(600):
             stop.check()
             time.sleep(0.05)
@@ -30,7 +30,7 @@ def test_sigterm_stops_the_jobs_that_run_and_begins_no_other(tmp_path):
     assert isinstance(jobs[0].exception(), Stopped)
 
 
-def fail(tell):
+def fail(advance):
     raise ValueError("so it goes")
 
 

@@ -1,9 +1,9 @@
-"""The two kinds of failure a user meets. Each message names the setting, its value and the mend."""
+"""The two kinds of errors that a user sees. Each message names the setting, its value and the fix."""
 
 
 class InputError(Exception):
-    """Something the user gave is wrong; found before compute is spent. The command exits with 2."""
+    """A wrong input of the user, found before compute is spent. The command exits with 2."""
 
 
 class RunError(Exception):
-    """Something failed on the way; what was made before is kept. The command exits with 1."""
+    """A failure during a run. What was saved before is kept. The command exits with 1."""

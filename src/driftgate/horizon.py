@@ -1,4 +1,4 @@
-"""How many tokens a rollout may have, as training goes on. Lengths are in tokens, steps are rollout batches from 0."""
+"""Schedules of the response length limit during training. Lengths are in tokens, steps are rollout batches from 0."""
 
 import math
 from collections.abc import Sequence
@@ -11,17 +11,18 @@ def growing(step: int, start: int, increment: int, every: int, limit: int) -> in
 
 
 def share(rho: float, limit: int) -> int:
-    """max(1, floor(rho * limit)): TOPD (arXiv 2605.31490). A product such as 0.29 * 100 is not floored to 28."""
+    """max(1, floor(rho * limit)): TOPD (arXiv 2605.31490). Rounding errors are ignored: 0.29 * 100 gives 29, not 28."""
     return max(1, math.floor(rho * limit + 1e-9))
 
 
 @dataclass(frozen=True)
 class LengthController:
-    """The cap of the next rollout, moved by how many of the last one came near it: Prune-OPD (arXiv 2605.07804)."""
+    """The length cap of the next rollout. It follows the share of the last responses near it: Prune-OPD
+    (arXiv 2605.07804)."""
 
     cap: int
     misses: int = 0
-    """Rollouts in a row of which too few came near the cap."""
+    """Number of rollouts in a row in which too few responses came near the cap."""
 
     def after(
         self,
@@ -33,10 +34,10 @@ class LengthController:
         patience: int = 3,
         floor: int = 1,
     ) -> "LengthController":
-        """The controller after a rollout of these response lengths; as it was after an empty one.
+        """The controller after a rollout with these response lengths. An empty rollout changes nothing.
 
-        Up by `change` (to `limit` at most) where at least `least_share` of them are within `near` tokens of the cap;
-        down by as much (to `floor` at least) at the `patience`-th rollout in a row where fewer are.
+        The cap rises by `change`, to at most `limit`, where at least `least_share` of the responses are within `near`
+        tokens of it. It falls by `change`, to at least `floor`, at the `patience`-th rollout in a row with fewer.
         """
         if not lengths:
             return self

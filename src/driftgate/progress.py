@@ -1,4 +1,4 @@
-"""Progress bars with the time left; nothing where the output is no terminal."""
+"""Progress bars with the time left. Nothing is shown where the output is not a terminal."""
 
 from rich.console import Console
 from rich.progress import (
@@ -13,7 +13,7 @@ from rich.progress import (
 
 
 def bars(console: Console, *more: ProgressColumn) -> Progress:
-    """A display of tasks: name, bar, count, time spent, time left, and further columns."""
+    """A display with one line per task: name, bar, count, time spent, time left, then the columns `more`."""
     what = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     return Progress(*what, *times, *more, console=console, disable=not console.is_terminal)

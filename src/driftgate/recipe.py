@@ -1,4 +1,4 @@
-"""From a recipe's name or file and `key.sub=value` overrides to a checked `TrainConfig`."""
+"""Reads a recipe by name or file, applies `key.sub=value` overrides, and checks it: the result is a `TrainConfig`."""
 
 import difflib
 import runpy
@@ -19,30 +19,30 @@ SHIPPED = resources.files("driftgate") / "recipes"
 
 
 FAMILY = "sandbox/"
-"""Recipes of this family have namesakes in others, with other models, prompts and sizes."""
+"""Recipes of this family have counterparts of the same name in others, with other models, prompts and sizes."""
 
 
 class About(Settings):
-    """What a recipe says of itself."""
+    """A recipe's description of itself."""
 
     what: str
-    """One line."""
+    """What it does, in one line."""
     source: str = "ours"
     """The work that it follows."""
     evidence: str = "ours"
     """P the paper's text, C its public code, N notes by readers only; ours where there is no source."""
     open: str | None = None
-    """What the source leaves open or does otherwise, and how that is settled here."""
+    """What the source leaves open or does otherwise, and the choice made here."""
 
 
 def shipped_recipes() -> dict[str, About]:
-    """Name -> what it says of itself, for every recipe in the package."""
+    """Name -> description, for every recipe in the package."""
     return {name: About.model_validate(parse_yaml(_text(name), f"recipe {name}")["about"]) for name in recipe_names()}
 
 
 @cache
 def recipe_names() -> list[str]:
-    """Of every recipe in the package, which does not change while it runs."""
+    """Names of all recipes in the package, sorted. Cached, because the package does not change while it runs."""
     with resources.as_file(SHIPPED) as folder:
         return sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
 
@@ -50,9 +50,9 @@ def recipe_names() -> list[str]:
 def load_recipe(name: str, overrides: list[str] | None = None, family: str | None = None) -> TrainConfig:
     """The configuration of a shipped recipe (`sandbox/lsm_block64`) or YAML file, with overrides applied in order.
 
-    family: take the models, prompts and sizes of `FAMILY/...` instead of those of the embedded pair, wherever the
-    recipe extends the latter; so `repairs/iw_opd` runs with the settings of `qwen3/sampled_token_none`.
-    Raises InputError for an unknown recipe, setting or value.
+    family: where the recipe extends one of `sandbox/...`, extend the recipe of the same name in this family, with its
+    models, prompts and sizes. With "qwen3", `repairs/iw_opd` extends `qwen3/sampled_token_none`.
+    Raises InputError for an unknown recipe, family, setting or value.
     """
     values = load_values(name, family)
     for override in overrides or []:
@@ -62,7 +62,7 @@ def load_recipe(name: str, overrides: list[str] | None = None, family: str | Non
 
 
 def load_values(name: str, family: str | None = None) -> dict[str, Any]:
-    """The settings of a recipe with those that it extends, unchecked. See `load_recipe`."""
+    """The settings of a recipe, with those of the recipes that it extends; not checked. See `load_recipe`."""
     values: dict[str, Any] = {}
     for part in reversed(_chain(name, family)):
         values = merge(values, part)
@@ -85,8 +85,10 @@ def run_code(path: str | None) -> None:
 
 
 def check_config(values: dict[str, Any]) -> TrainConfig:
-    """Validate; each problem becomes a line that names the setting, its value and the mend. Runs nothing: see
-    `run_code`."""
+    """Validate settings. Raises InputError with one line per problem: the setting, its value and the fix.
+
+    It runs no code of the user's: see `run_code`.
+    """
     return checked(TrainConfig, values)
 
 
@@ -99,13 +101,13 @@ def checked(model: type[Group], values: dict[str, Any]) -> Group:
 
 
 def _chain(name: str, family: str | None) -> list[dict[str, Any]]:
-    """The recipe's own values, then those of the one that it `extends`, and so on to the last."""
+    """The recipe's own values, then those of the recipe that it `extends`, and so on to the last."""
     names: list[str] = []
     parts: list[dict[str, Any]] = []
     wanted: str | None = name
     while wanted is not None:
         if wanted in names:
-            raise InputError(f"recipe {wanted}: extends itself, by way of {' and '.join(names)}")
+            raise InputError(f"recipe {wanted}: extends itself, through {' and '.join(names)}; change one `extends`")
         names.append(wanted)
         values = parse_yaml(_text(_in_family(wanted, family)), f"recipe {wanted}")
         values.pop("about", None)
@@ -114,31 +116,31 @@ def _chain(name: str, family: str | None) -> list[dict[str, Any]]:
         wanted = None if base is None else str(base)
     if family is not None and not any(part.startswith(FAMILY) for part in names):
         raise InputError(
-            f"--family {family}: {name} does not extend a recipe of {FAMILY}, so it would change nothing; leave it out"
+            f"--family {family}: {name} does not extend a recipe of {FAMILY}, so it has no effect; leave it out"
         )
     return parts
 
 
 def _in_family(name: str, family: str | None) -> str:
-    """The name of a recipe's namesake in the family, where it has one."""
+    """The recipe's counterpart in the family for a recipe of `FAMILY`, else its own name."""
     if family is None or not name.startswith(FAMILY):
         return name
-    namesake = f"{family}/{name.removeprefix(FAMILY)}"
-    if namesake not in recipe_names():
+    counterpart = f"{family}/{name.removeprefix(FAMILY)}"
+    if counterpart not in recipe_names():
         families = sorted({known.partition("/")[0] for known in recipe_names() if known.endswith("/lsm_none")})
-        raise InputError(f"--family {family}: there is no {namesake}; families are {', '.join(families)}")
-    return namesake
+        raise InputError(f"--family {family}: there is no {counterpart}; families are {', '.join(families)}")
+    return counterpart
 
 
 def _text(name: str) -> str:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise InputError(f"recipe {name}: there is no such file")
+            raise InputError(f"recipe {name}: there is no such file; check the path")
         try:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            raise InputError(f"recipe {name}: not UTF-8 text") from None
+            raise InputError(f"recipe {name}: not UTF-8 text; save it as UTF-8") from None
     shipped = recipe_names()
     if name not in shipped:
         near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.3)
@@ -148,7 +150,7 @@ def _text(name: str) -> str:
 
 
 def parse_yaml(text: str, name: str) -> dict[str, Any]:
-    """A mapping of settings. Raises InputError that begins with `name`."""
+    """A mapping of settings. Raises InputError for invalid YAML or no mapping; the message begins with `name`."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -159,7 +161,7 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """`change` over `base`; a group of another kind replaces the group whole, as its settings are others."""
+    """`base` with the values of `change`. A group of another `kind` has other settings, so it replaces `base` whole."""
     if change.get("kind", base.get("kind")) != base.get("kind"):
         return change
     merged = dict(base)
@@ -170,10 +172,10 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
-    """Set `key.sub=value` in place; the value is read as YAML."""
+    """Set `key.sub=value` in place. The value is read as YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"override {override!r}: write key=value, for instance gate.tau=10")
+        raise InputError(f"override {override!r}: write key=value, such as gate.tau=10")
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
@@ -189,7 +191,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _line(problem: Any, model: type[BaseModel]) -> str:
-    """One pydantic problem as `setting = value: what is wrong; mend`."""
+    """One pydantic problem as `setting = value: what is wrong; fix`."""
     path = ".".join(_without_tags(problem["loc"]))
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(path, setting_names(model), n=1, cutoff=0.5)
@@ -205,20 +207,20 @@ def _line(problem: Any, model: type[BaseModel]) -> str:
 
 
 def _without_tags(parts: tuple[int | str, ...]) -> list[str]:
-    """A place in the settings, without the name of the union's member that pydantic puts behind the union's own."""
+    """A path in the settings, without the union member's name that pydantic puts after the union's own name."""
     unions, names = ("objective", "partition", "map", "signal", "coef"), ("weights", "terms")
     places = zip(("", "", *parts), ("", *parts), parts)
     return [str(part) for before, last, part in places if last not in unions or before in names]
 
 
 def setting_names(model: type[BaseModel] = TrainConfig, prefix: str = "") -> list[str]:
-    """Every dotted name, groups and the members of unions included."""
+    """Every dotted name, with those of groups and of all members of unions."""
     names = []
     for name, field in model.model_fields.items():
         names.append(prefix + name)
         named = f"{prefix}{name}.NAME." if get_origin(field.annotation) is dict else f"{prefix}{name}."
         if named in ("terms.NAME.objective.", "terms.NAME.weights.NAME."):
-            continue  # as objective and weights.NAME
+            continue  # the same settings as objective and weights.NAME
         for group in groups_of(field.annotation):
             names += setting_names(group, named)
     return list(dict.fromkeys(names))

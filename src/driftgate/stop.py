@@ -1,15 +1,15 @@
-"""Ctrl-C and SIGTERM: the run finishes what cannot be cut, saves, and ends; a second one ends it at once."""
+"""Ctrl-C and SIGTERM. At the first one, the run stops at its next check and saves. At a second one, it ends at once."""
 
 import signal
 from types import FrameType
 
 
-class Stopped(Exception):  # noqa: N818 - being asked to stop is no error
-    """The run was asked to stop; its state is saved."""
+class Stopped(Exception):  # noqa: N818 - a stop at the user's wish is not an error
+    """The user stopped the run; its state is saved."""
 
 
 class StopSignal:
-    """Use as a context around a run; `check()` raises Stopped once a signal has come."""
+    """A context manager around a run. `check()` raises Stopped once a signal has arrived."""
 
     Stopped = Stopped
 

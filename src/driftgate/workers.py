@@ -1,4 +1,4 @@
-"""Jobs in processes of their own, each with a progress bar."""
+"""Jobs in separate processes, each with a progress bar."""
 
 import contextlib
 import multiprocessing
@@ -19,20 +19,20 @@ from .stop import Stopped
 
 
 class Workers:
-    """So many processes; on a CPU of one thread each, on GPUs of one GPU each.
+    """A pool of `count` processes, each with one CPU thread and, where there are GPUs, one GPU.
 
-    A job is handed the GPU that its process was given for good; with fewer GPUs than processes they share. Ctrl-C
-    reaches the jobs by itself, SIGTERM is passed on to them; both end the wait with KeyboardInterrupt.
+    A process keeps its GPU for all its jobs. With fewer GPUs than processes, several share one. Ctrl-C reaches the jobs
+    directly; SIGTERM is passed on to them. Both end `wait` with KeyboardInterrupt.
     """
 
-    SHOWN = 6
-    """Jobs whose bars stay in sight when they are done; of more, only those that run."""
+    VISIBLE_BARS = 6
+    """Up to so many jobs, the bars of finished jobs stay visible. With more, only those of running jobs."""
 
     def __init__(self, console: Console, count: int = 2):
         context = multiprocessing.get_context("spawn")
         self.manager = context.Manager()
         self.others = set(multiprocessing.active_children())
-        self.told = self.manager.Queue()
+        self.advances = self.manager.Queue()
         places = self.manager.Queue()
         for place in range(count):
             places.put(place)
@@ -52,21 +52,21 @@ class Workers:
         self.progress.stop()
 
     def start(self, name: str, total: int, work: Callable[..., Any], *args: object) -> Future[Any]:
-        """work(*args, tell) in a process of its own; `tell(n)` moves its bar on."""
+        """Call work(*args, advance) in a separate process; `advance(n)` moves its bar by n of `total`."""
         bar = self.progress.add_task(name, total=total, visible=False)
-        job = self.pool.submit(_unless_stopped, work, *args, _Teller(self.told, bar))
+        job = self.pool.submit(_unless_stopped, work, *args, _Advance(self.advances, bar))
         self.jobs.append(job)
         return job
 
     def wait(self, advance: Callable[[int], None] = lambda count: None) -> None:
-        """Until all jobs are done. Raises what a job raised. advance: is told of every job's progress."""
-        while not all(job.done() for job in self.jobs) or not self.told.empty():
+        """Wait until all jobs are done. Raises what a job raised. advance(n): called at every job's progress."""
+        while not all(job.done() for job in self.jobs) or not self.advances.empty():
             with contextlib.suppress(Empty):
-                bar, count = self.told.get(timeout=0.2)
+                bar, count = self.advances.get(timeout=0.2)
                 self.progress.update(bar, advance=count, visible=True)
                 advance(count)
             for task in self.progress.tasks:
-                if task.finished and len(self.jobs) > self.SHOWN:
+                if task.finished and len(self.jobs) > self.VISIBLE_BARS:
                     self.progress.update(task.id, visible=False)
         for job in self.jobs:
             job.result()
@@ -78,7 +78,7 @@ class Workers:
 
 
 def _begin(places: Any) -> None:
-    """In a process before its first job."""
+    """Runs in a process before its first job: sets its GPU and its one thread."""
     place = places.get()
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
     known = gpus.split(",") if gpus else [str(number) for number in range(torch.cuda.device_count())]
@@ -91,7 +91,7 @@ _stopped = False
 
 
 def _unless_stopped(work: Callable[..., Any], *args: object) -> Any:
-    """In a worker process that has been stopped, the jobs that are already on their way to it do not begin."""
+    """Call `work`. In a process that was stopped, jobs that the pool has already sent to it do not start."""
     global _stopped
     if _stopped:
         raise Stopped
@@ -103,11 +103,11 @@ def _unless_stopped(work: Callable[..., Any], *args: object) -> Any:
 
 
 @dataclass(frozen=True)
-class _Teller:
-    """Carries a job's progress out of its process."""
+class _Advance:
+    """Sends a job's progress from its process to the bar."""
 
-    told: Any
+    advances: Any
     bar: Any
 
     def __call__(self, count: int) -> None:
-        self.told.put((self.bar, count))
+        self.advances.put((self.bar, count))

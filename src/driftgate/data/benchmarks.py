@@ -1,4 +1,4 @@
-"""Benchmarks by name or file: problems with answers, in a fixed order, and the hash that says which ones they are."""
+"""Benchmarks by name or file: problems with answers, in a fixed order, and a hash of their content."""
 
 import difflib
 import functools
@@ -14,24 +14,25 @@ from . import tasks
 from .prompts import Problem, enumerate_rows, hub_rows, jsonl_rows, parse_problems
 
 EMBEDDED_SIZE = 200
-"""Problems of each embedded benchmark."""
+"""Number of problems in each embedded benchmark."""
 
 _WHOLE = re.compile(r"([+-]?)0*([0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.0+)?")
 
 
 @dataclass(frozen=True)
 class Published:
-    """A public benchmark: where the hub has it, and the content that goes by its name."""
+    """A public benchmark: its place on the hub, and the hash of its content."""
 
     source: str
-    """As `prompts.path` has it, see `hub_rows`."""
+    """In the form of `prompts.path`, see `hub_rows`."""
     problems: int
+    """Number of problems."""
     sha256: str
     """`content_sha256` of the problems."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Ours to the hub's, where they differ."""
+    """Our name -> name on the hub, where they differ."""
     note: str = ""
-    """What else goes by this name."""
+    """Which problems are meant, and which others have the same name."""
 
 
 PUBLISHED = {
@@ -51,14 +52,14 @@ PUBLISHED = {
         source="hub:math-ai/aime25@test",
         problems=30,
         sha256="3dc9914ab71f24c196d8b95eb3a912d7b283a95093f2412f5c6a885c7c194da2",
-        note="AIME I and II of 2025; another hub set of these problems spells its LaTeX in another way",
+        note="AIME I and II of 2025; another hub set of these problems writes its LaTeX differently",
     ),
     "amc23": Published(
         source="hub:math-ai/amc23@test",
         problems=40,
         sha256="03b1f02f6b5dd8d5553eb26574f2ad848c7a405590cb31619097685c8f1917f9",
         columns={"problem": "question"},
-        note="the 40 problems of AMC 12A and 12B of 2023; sets of 83 problems go by the same name and hold other years",
+        note="the 40 problems of AMC 12A and 12B of 2023; sets of 83 problems have the same name and hold other years",
     ),
     "gsm8k": Published(
         source="hub:openai/gsm8k/main@test",
@@ -71,12 +72,12 @@ PUBLISHED = {
 
 
 def load_benchmark(name: str, limit: int | None = None) -> list[Problem]:
-    """Problems of a benchmark, of which `limit` keeps the first so many.
+    """Problems of a benchmark; with `limit`, only the first so many.
 
-    `lock16` ... `lock25` are embedded. One of PUBLISHED comes from the hub, or as NAME=FILE from a local JSONL file;
-    both are checked against its hash, numbered by content (an id is the first 12 digits of `problem_sha256`) and put
-    in the order of these ids, so that every copy is examined with the same random numbers. Another .jsonl is taken as
-    it is. Raises InputError for an unknown name, other content than pinned, or a problem without answer.
+    `lock16` ... `lock25` are embedded. One of PUBLISHED comes from the hub, or as NAME=FILE from a local JSONL file.
+    Both are checked against its hash. Their ids are the first 12 digits of `problem_sha256`, and the problems are
+    sorted by id, so that every copy is evaluated with the same random numbers. Any other .jsonl is used as it is.
+    Raises InputError for an unknown name, content with another hash, or a problem without answer.
     """
     if name in tasks.BENCHMARKS:
         count = EMBEDDED_SIZE if limit is None else min(limit, EMBEDDED_SIZE)
@@ -93,13 +94,13 @@ def load_benchmark(name: str, limit: int | None = None) -> list[Problem]:
 
 
 def benchmark_name(name: str) -> str:
-    """What scores are filed under: NAME of NAME=FILE for a published benchmark, else what was given."""
+    """The name under which scores are saved: NAME of NAME=FILE for a published benchmark, else `name` itself."""
     short, equals, _ = name.partition("=")
     return short if equals and short in PUBLISHED else name
 
 
 def content_sha256(problems: Sequence[Problem]) -> str:
-    """Hex digits that depend on the texts and answers alone, not on order, ids, other columns or file format.
+    """Hex digits that depend on the texts and answers only, not on order, ids, other columns or file format.
 
     SHA-256 of the sorted `problem_sha256` of all problems, joined by newlines.
     """
@@ -107,7 +108,7 @@ def content_sha256(problems: Sequence[Problem]) -> str:
 
 
 def problem_sha256(problem: Problem) -> str:
-    r"""SHA-256 of "problem\nanswer" in UTF-8, both in Unicode NFC with every run of white space made one space.
+    r"""SHA-256 of "problem\nanswer" in UTF-8. Both are in Unicode NFC, with every run of white space as one space.
 
     An integer answer counts as its digits: "+073", "73.0" and "73" are the same, as are "1,319" and "1319".
     """
@@ -123,7 +124,7 @@ def _one_line(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-@functools.cache  # asked for by every stage of an evaluation, and far away
+@functools.cache  # every stage of an evaluation needs it, and the hub is slow
 def _from_hub(short: str) -> tuple[Problem, ...]:
     source = PUBLISHED[short].source
     try:
@@ -136,14 +137,14 @@ def _from_hub(short: str) -> tuple[Problem, ...]:
 
 
 def _from_file(short: str, file: str) -> tuple[Problem, ...]:
-    """Columns are named as ours, or as on the hub."""
+    """Columns have our names, or those on the hub."""
     rows = jsonl_rows(Path(file).expanduser(), f"--benchmark {short}")
     ours = isinstance(rows[0][1], dict) and "problem" in rows[0][1]
     return _checked(short, f"{short}={file}", parse_problems(rows, {} if ours else PUBLISHED[short].columns))
 
 
 def _checked(short: str, where: str, problems: Sequence[Problem]) -> tuple[Problem, ...]:
-    """In the order of their content, once they are what goes by this name. Raises InputError for other content."""
+    """The problems with ids by content, sorted by id. Raises InputError where their hash is not the published one."""
     pin = PUBLISHED[short]
     _require_answers(where, problems)
     problems = [replace(p, answer=_final(p.answer or "")) for p in problems]
@@ -158,7 +159,7 @@ def _checked(short: str, where: str, problems: Sequence[Problem]) -> tuple[Probl
 
 
 def _final(answer: str) -> str:
-    """The answer without the solution before it (GSM8K closes with `#### 42`), and an integer without decimals."""
+    """The answer without the solution before it (GSM8K ends with `#### 42`), and an integer without decimals."""
     answer = answer.rpartition("####")[2].strip()
     whole = _WHOLE.fullmatch(answer)
     return answer.partition(".")[0] if whole else answer
@@ -167,7 +168,7 @@ def _final(answer: str) -> str:
 def _require_answers(where: str, problems: Sequence[Problem]) -> None:
     without = next((p.id for p in problems if p.answer is None), None)
     if without is not None:
-        raise InputError(f"--benchmark {where}: problem {without!r} has no `answer`, so it cannot be graded")
+        raise InputError(f"--benchmark {where}: problem {without!r} has no `answer` to grade by; add one or remove it")
 
 
 def _unknown(name: str) -> str:

@@ -1,4 +1,7 @@
-"""Which sequences share a forward, and how they are laid out for it. The only place where padding exists."""
+"""Which sequences share a forward pass, and their layout in it. In training, padding exists only here.
+
+Shapes: B sequences, T tokens of the longest, N valid response tokens, P_b and R_b prompt and response tokens of one.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,26 +12,26 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward. B sequences, T the longest of them, N valid response tokens in sequence order."""
+    """One forward pass. The N tokens are in sequence order."""
 
     input_ids: Tensor
     """int64 [B, T], prompt then response, padded on the right."""
     predicts: Tensor
     """int64 [N]: positions in the flattened [B * T] whose hidden state predicts each valid response token."""
     tokens: Tensor
-    """int64 [N], on the CPU: the same tokens' places in the rollout batch's flat stream."""
+    """int64 [N], on the CPU: indices of the same tokens in the rollout batch's flat stream."""
     padding: int
-    """Positions of `input_ids` that are padding."""
+    """Number of padding positions in `input_ids`."""
 
 
 def micro_batches(lengths: Sequence[int], sequences: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Cut `sequences` (indices into `lengths`) into groups whose padded size stays within the budget.
+    """Cut `sequences` (indices into `lengths`) into groups whose padded size stays within the budget, in tokens.
 
-    Sorted by length, so that padding is little; a sequence longer than the budget goes alone.
+    They are sorted by length, so that there is little padding. A sequence longer than the budget is a group of its own.
     """
     groups: list[list[int]] = []
     for index in sorted(sequences, key=lambda i: (lengths[i], i)):
-        # sorted ascending: the newcomer is the longest and sets the padded length of the whole group
+        # ascending order: the sequence added last is the longest and sets the padded length of its group
         if groups and (len(groups[-1]) + 1) * lengths[index] <= token_budget:
             groups[-1].append(index)
         else:
@@ -43,10 +46,10 @@ def pack(
     starts: Sequence[int],
     device: torch.device,
 ) -> MicroBatch:
-    """Lay sequences out for one forward.
+    """Lay sequences out for one forward pass.
 
-    prompts, responses: int64 [P_b], [R_b] each; keep: bool [R_b], False for tokens that are not in the stream;
-    starts: place of each sequence's first kept token in the stream.
+    prompts, responses: int64 [P_b], [R_b] each; keep: bool [R_b] each, False for tokens that are not in the stream;
+    starts: index in the stream of each sequence's first kept token.
     """
     sequences = [torch.cat(pair) for pair in zip(prompts, responses)]
     input_ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)

@@ -1,4 +1,4 @@
-"""Problems from a file, the hub or the embedded tasks, and the token ids that student and teacher are shown."""
+"""Problems from a file, the hub or the embedded tasks, and the prompts made of them for student and teacher."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from ..config import PromptSettings
 from ..errors import InputError
 
 SANDBOX_PROBLEMS = 4_096
-"""Embedded training problems: more than any shipped recipe shows."""
+"""Number of embedded training problems: more than any shipped recipe uses."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A problem as token ids; the teacher's differ where it has a context of its own."""
+    """A problem as token ids. The teacher's differ where `teacher.context` is set."""
 
     problem: Problem
     ids: tuple[int, ...]
@@ -48,13 +48,13 @@ def load_problems(settings: PromptSettings) -> list[Problem]:
 
 
 def parse_problems(rows: Iterable[tuple[str, Any]], columns: dict[str, str] | None = None) -> list[Problem]:
-    """(where, row) pairs to problems; `columns` renames ours to theirs. Raises InputError saying where."""
+    """(where, row) pairs to problems. columns: our name -> name in the rows. Raises InputError that says where."""
     names = {name: (columns or {}).get(name, name) for name in ("id", "problem", "answer", "solution")}
     problems: dict[str, Problem] = {}
     for where, row in rows:
         problem = _parse_problem(where, row, names, default_id=str(len(problems)))
         if problem.id in problems:
-            raise InputError(f"{where}: id {problem.id!r} is used twice; sampling is keyed by it, so make ids unique")
+            raise InputError(f"{where}: id {problem.id!r} is used twice; make ids unique, sampling is keyed by them")
         problems[problem.id] = problem
     return list(problems.values())
 
@@ -64,7 +64,7 @@ def _parse_problem(where: str, row: Any, names: dict[str, str], default_id: str)
         raise InputError(f'{where}: must be an object such as {{"problem": "..."}}, is {type(row).__name__}')
     text = row.get(names["problem"])
     if not isinstance(text, str) or not text.strip():
-        hint = f"; it has {sorted(row)}; rename with prompts.columns" if text is None else ""
+        hint = f"; the columns are {sorted(row)}; rename with prompts.columns" if text is None else ""
         raise InputError(f"{where}: {names['problem']!r} must be a text that is not empty{hint}")
     answer, solution = row.get(names["answer"]), row.get(names["solution"])
     return Problem(
@@ -76,15 +76,17 @@ def _parse_problem(where: str, row: Any, names: dict[str, str], default_id: str)
 
 
 def jsonl_rows(path: Path, setting: str) -> list[tuple[str, Any]]:
-    """(file:line, object) of every line that is not blank. Raises InputError for a missing, empty or malformed file."""
+    """(file:line, object) of every line that is not blank. Raises InputError for a missing, empty or invalid file."""
     if not path.is_file():
-        raise InputError(f"{setting} = {path}: there is no such file; give a JSONL file with `problem` on each line")
+        raise InputError(f"{setting} = {path}: there is no such file; give a JSONL file with a `problem` on each line")
     rows = []
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{setting} = {path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    # not splitlines(): JSON texts may hold U+2028 and its like unescaped
+        raise InputError(
+            f"{setting} = {path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+    # not splitlines(): it also splits at characters such as U+2028, which JSON strings may hold unescaped
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
@@ -92,7 +94,7 @@ def jsonl_rows(path: Path, setting: str) -> list[tuple[str, Any]]:
             except json.JSONDecodeError as error:
                 raise InputError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from None
     if not rows:
-        raise InputError(f"{setting} = {path}: the file has no lines; give at least one problem")
+        raise InputError(f"{setting} = {path}: the file has no lines that are not blank; give at least one problem")
     return rows
 
 
@@ -101,7 +103,10 @@ def enumerate_rows(name: str, rows: Iterable[Any]) -> Iterable[tuple[str, Any]]:
 
 
 def hub_rows(path: str) -> Iterable[Any]:
-    """Rows of `hub:OWNER/NAME[/CONFIG][@SPLIT]` through the `datasets` extra."""
+    """Rows of `hub:OWNER/NAME[/CONFIG][@SPLIT]`. Needs the extra `datasets`.
+
+    Raises InputError where the extra is missing or the data set cannot be loaded.
+    """
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -113,8 +118,9 @@ def hub_rows(path: str) -> Iterable[Any]:
     owner_and_name, config = "/".join(name.split("/")[:2]), name.split("/")[2:]
     try:
         return datasets.load_dataset(owner_and_name, *config, split=split or "train")
-    except (OSError, ValueError) as error:  # missing, out of reach, or without such a configuration or split
-        raise InputError(f"prompts.path = {path}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError) as error:  # no such data set, no network, or no such configuration or split
+        why = str(error).splitlines()[0]
+        raise InputError(f"prompts.path = {path}: cannot be loaded: {why}; check name, split and network") from None
 
 
 def encode_prompts(
@@ -126,9 +132,10 @@ def encode_prompts(
     teacher_template: str | None = None,
     teacher_context: int | None = None,
 ) -> list[Prompt]:
-    """Token ids of every problem; `context` and `teacher_context` are the models' positions.
+    """Token ids of every problem. `context` and `teacher_context` are the models' context lengths, None for no limit.
 
-    Raises InputError for a template field that is missing, or a prompt that leaves no room for its response.
+    Raises InputError for a template field that a problem lacks, a prompt above `prompts.max_tokens`, or a prompt that
+    leaves no room for its response.
     """
     prompts = []
     for problem in problems:
@@ -139,7 +146,7 @@ def encode_prompts(
         if len(ids) > settings.max_tokens:
             raise InputError(
                 f"prompts.max_tokens = {settings.max_tokens}: problem {problem.id!r} has {len(ids)} tokens; "
-                f"raise it or take the problem out"
+                f"raise it or remove the problem"
             )
         _check_room(problem, ids, max_new_tokens, context, "student")
         _check_room(problem, teacher_ids, max_new_tokens, teacher_context, "teacher")
@@ -152,10 +159,13 @@ def _fill(template: str, problem: Problem, setting: str) -> str:
     try:
         text = template.format(**values)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise InputError(f"{setting} = {template!r}: cannot be filled in ({error!r}); double other braces") from None
+        raise InputError(
+            f"{setting} = {template!r}: cannot be filled in ({error!r}); fields are {{problem}}, {{solution}} and "
+            f"{{answer}}, write other braces twice"
+        ) from None
     for name, value in values.items():
         if value is None and f"{{{name}}}" in template:
-            raise InputError(f"{setting} uses {{{name}}}, but problem {problem.id!r} has no {name}")
+            raise InputError(f"{setting} uses {{{name}}}, but problem {problem.id!r} has no {name}; add it")
     return text
 
 
@@ -169,17 +179,18 @@ def _encode(tokenizer: PreTrainedTokenizerBase, settings: PromptSettings, text: 
         messages = [*system, {"role": "user", "content": text}]
         text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     ids = tokenizer(text, add_special_tokens=not settings.chat)["input_ids"]
-    # some tokenizers close every text with EOS, which would end the answer before it begins
+    # some tokenizers add EOS to every text, which would end the response before it begins
     while ids and not settings.chat and ids[-1] == tokenizer.eos_token_id:
         ids = ids[:-1]
     if not ids:
-        raise InputError(f"prompts.template: problem text {text!r} encodes to no tokens")
+        raise InputError(f"prompts.template: the text {text!r} has no tokens; add text to the template or the problem")
     return tuple(ids)
 
 
 def _check_room(problem: Problem, ids: tuple[int, ...], new: int, context: int | None, role: str) -> None:
     if context is not None and len(ids) + new > context:
         raise InputError(
-            f"rollout.max_new_tokens = {new}: with problem {problem.id!r} ({len(ids)} tokens) that passes the {role}'s "
-            f"context of {context}; set rollout.max_new_tokens={max(context - len(ids), 1)} or shorten the prompt"
+            f"rollout.max_new_tokens = {new}: problem {problem.id!r} has {len(ids)} tokens; together they exceed the "
+            f"{role}'s context of {context}; set rollout.max_new_tokens={max(context - len(ids), 1)} or shorten the "
+            f"prompt"
         )

@@ -1,24 +1,24 @@
-"""One answer as token ids, whoever wrote it."""
+"""One response as token ids, of the student, the teacher or a reference solution."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Response:
-    """One sampled answer."""
+    """One response."""
 
     ids: tuple[int, ...]
-    """Token ids, the stop token included where one was drawn."""
+    """Token ids, with the stop token where one was sampled."""
     logprobs: tuple[float, ...]
-    """The engine's own log-probability of each id, in nats, at the sampling temperature, over the whole vocabulary.
+    """The engine's log-probability of each id, in nats, at the sampling temperature, over the whole vocabulary.
 
-    The student's, whatever mixture the id was drawn from; the teacher's for the first `prefix` ids.
+    They are the teacher's for the first `prefix` ids, else the student's, even where an id was drawn from a mixture.
     """
     finished: bool
-    """False for a response that was cut at the limit (truncated)."""
+    """False for a response that was cut at the length limit (truncated)."""
     prefix: int = 0
-    """Leading ids that the teacher wrote."""
+    """Number of leading ids that the teacher wrote."""
     reference: bool = False
-    """Whether this is a reference solution, which no model wrote."""
+    """Whether this is a reference solution, which no model sampled."""
     version: int = 0
-    """Optimiser updates that the weights had seen which wrote it."""
+    """Optimiser updates that the weights which wrote it had seen."""

@@ -1,13 +1,12 @@
-"""Locks: long chains with one integer answer, where a single slip spoils the end.
+"""Locks: long chains of moves with one integer answer, where a single mistake makes the answer wrong.
 
-A problem is the setting of a lock with two wheels (numbered 0 to 9) and a labelled list of moves:
+A problem is the start of a lock with two wheels (numbered 0 to 9) and a labelled list of moves:
 
     47 a+38 b*37 c-21 ?
 
-Each wheel moves by itself, so nothing is carried: `+38` turns the first wheel 3 on and the second 8 on,
-`-21` turns them back by 2 and by 1, `*37` takes the first to three times its number and the second to
-seven times (last digits count). The worked solution copies one move a line, makes it, and boxes where
-the wheels end:
+Each wheel moves by itself, so nothing is carried: `+38` turns the first wheel on by 3 and the second by 8,
+`-21` turns them back by 2 and by 1, `*37` multiplies the first by 3 and the second by 7 (only the last digit
+counts). The worked solution writes one move per line with its result, and boxes the final numbers:
 
     47a+38=75
     75b*37=15
@@ -15,9 +14,9 @@ the wheels end:
     \\boxed{94}
 
 Every move is one-to-one (the multipliers share no factor with 10), so a wrong wheel stays wrong to the
-end unless a second slip happens to undo it. The four benchmarks ask for the same skills over ever longer
-lists. A problem is held out or open to training by a checksum of its text, so the two can never meet,
-however many are drawn.
+end, unless a second mistake happens to undo it. The four benchmarks need the same skills on lists of
+increasing length. A checksum of its text decides whether a problem is held out or used for training. So
+the two sets never overlap, however many problems are drawn.
 """
 
 import random
@@ -27,10 +26,10 @@ from dataclasses import dataclass
 
 WHEELS = 2
 LABELS = "abcdefghijklmnopqrstuvwxyz"
-MULTIPLIERS = "379"  # coprime with 10: no slip is forgotten
+MULTIPLIERS = "379"  # coprime with 10: no mistake is lost
 LEVELS = {"lock16": 16, "lock19": 19, "lock22": 22, "lock25": 25}  # name -> moves
 BENCHMARKS: tuple[str, ...] = tuple(LEVELS)
-HELD_OUT_SHARE = 8  # one problem text in this many belongs to the benchmarks
+HELD_OUT_ONE_IN = 8  # one problem in this many belongs to the benchmarks
 
 _TURNS = {
     "+": lambda wheel, amount: (wheel + amount) % 10,
@@ -43,7 +42,7 @@ Move = tuple[str, str, str]  # label, sign, amount for each wheel: ("a", "+", "3
 
 @dataclass(frozen=True)
 class LockProblem:
-    """One question, its integer answer, and the solution a good model writes."""
+    """One problem, its integer answer, and the solution that a good model writes."""
 
     id: str
     problem: str
@@ -53,19 +52,19 @@ class LockProblem:
 
 
 def benchmark(name: str, count: int = 200) -> list[LockProblem]:
-    """The first `count` held-out problems of one benchmark: always the same ones."""
+    """The first `count` held-out problems of one benchmark, always the same."""
     drawn = _drawn(random.Random(f"driftgate {name}"), LEVELS[name])
     kept = (lock for lock in drawn if is_held_out(_question(*lock)))
     return [_problem(f"{name}-{i:04d}", name, *next(kept)) for i in range(count)]
 
 
 def training_problems(count: int, seed: int = 0) -> list[LockProblem]:
-    """`count` problems open to training, the four lengths in turn."""
+    """`count` training problems, the four lengths in turn."""
     return [problem for problem, _ in zip(training_stream(seed), range(count), strict=False)]
 
 
 def training_stream(seed: int = 0, lengths: tuple[int, ...] = tuple(LEVELS.values())) -> Iterator[LockProblem]:
-    """Endless problems open to training, the given lengths (in moves) in turn."""
+    """Training problems without end, the given lengths (in moves) in turn."""
     rng = random.Random(f"driftgate training {seed}")
     streams = [_drawn(rng, length) for length in lengths]
     index = 0
@@ -79,15 +78,15 @@ def training_stream(seed: int = 0, lengths: tuple[int, ...] = tuple(LEVELS.value
 
 
 def is_held_out(question: str) -> bool:
-    """Whether this text belongs to the benchmarks (and so never to training)."""
-    return zlib.crc32(question.encode()) % HELD_OUT_SHARE == 0
+    """Whether a problem with this text belongs to the benchmarks, and so never to training."""
+    return zlib.crc32(question.encode()) % HELD_OUT_ONE_IN == 0
 
 
 def _drawn(rng: random.Random, length: int) -> Iterator[tuple[str, list[Move]]]:
-    """Endless (setting, moves), labelled in alphabetical order.
+    """(setting, moves) without end, the moves labelled in alphabetical order.
 
-    The benchmarks' locks begin with "a". Shorter ones, which only pretraining meets, begin anywhere: so every letter
-    is known before the long ones come.
+    The benchmarks' locks begin with "a". Shorter ones, used in pretraining only, begin with any letter, so that the
+    model knows every letter before the long locks come.
     """
     while True:
         first = 0 if length in LEVELS.values() else rng.randrange(len(LABELS) - length + 1)
@@ -104,13 +103,13 @@ def _digits(rng: random.Random, choices: str) -> str:
 
 
 def _turned(setting: str, sign: str, amounts: str) -> str:
-    """Where the wheels stand after one move."""
+    """The wheels after one move."""
     turn = _TURNS[sign]
     return "".join(str(turn(int(wheel), int(amount))) for wheel, amount in zip(setting, amounts, strict=True))
 
 
 def _question(start: str, moves: list[Move]) -> str:
-    """The text of the problem; the closing "?" is where the solution begins."""
+    """The text of the problem. The solution begins after the "?"."""
     return f"{start} {' '.join(map(''.join, moves))} ?"
 
 

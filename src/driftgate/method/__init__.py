@@ -1,1 +1,1 @@
-"""The science: pure torch on flat streams of valid response tokens; imports nothing else of the package."""
+"""The method in pure torch, on flat streams of valid response tokens. It imports nothing else of the package."""

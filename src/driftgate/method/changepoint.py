@@ -1,7 +1,7 @@
-"""Spans whose bounds follow the data: mean-shift segmentation, and the one drop after which teaching stops.
+"""Spans whose bounds follow the data: mean-shift segmentation, and the one lasting drop of a sequence.
 
-Shapes: N valid response tokens, sequence after sequence; `rows` and partitions as in `spans`. All of it is computed
-in float64 on the CPU, a sequence at a time.
+Shapes: N valid response tokens, sequence after sequence; T tokens of one sequence; n spans of one sequence. `rows` and
+partitions are as in `spans`. All of it is computed in float64 on the CPU, one sequence at a time.
 """
 
 import math
@@ -16,17 +16,18 @@ from .spans import require_partition
 
 
 def changepoint_spans(rows: Tensor, values: Tensor, min_tokens: int = 16, penalty: float = 2.0) -> Tensor:
-    """Spans with their bounds where the level of `values` shifts: the drift's own blocks.
+    """Spans cut where the level of `values` shifts.
 
-    Each sequence of T tokens is cut into the segments of at least `min_tokens` tokens that minimise
-        sum over segments of sum (v - segment mean)^2 / sigma^2  +  penalty * log(T) * (segments - 1),
-    exactly, sigma being the sequence's noise level, from the differences of neighbours. Adding a constant to the values
-    or scaling them moves no bound. A sequence shorter than 2 * `min_tokens`, or without any variation, is one span.
-    The penalty is made for independent noise: where neighbouring tokens go together, there are more cuts than shifts.
+    Each sequence of T tokens is cut into segments of at least `min_tokens` tokens. The cuts are the exact minimum of
+        sum over segments of sum (v - segment mean)^2 / sigma^2  +  penalty * log(T) * (segments - 1).
+    sigma is the sequence's noise level, estimated from the differences of neighbouring tokens. Adding a constant to the
+    values or scaling them moves no bound. A sequence shorter than 2 * `min_tokens`, or without any variation, is one
+    span. The penalty assumes independent noise: where neighbouring tokens are correlated, there are more cuts than
+    shifts.
 
     rows: int64 [N]; values: float [N], in any unit; penalty: per cut, in units of log(T), above 0. Returns int64 [N].
     Raises ValueError for lengths that differ, a decreasing `rows`, values that are not finite, or a wrong option.
-    Source: ours; the penalty has the form of BIC, the search is PELT (Killick, Fearnhead and Eckley, arXiv 1101.1438).
+    Source: ours. The penalty has the form of BIC. The search is PELT (Killick, Fearnhead and Eckley, arXiv 1101.1438).
     """
     check.rows_stream(rows)
     check.at_least("min_tokens", min_tokens, 1)
@@ -38,30 +39,32 @@ def changepoint_spans(rows: Tensor, values: Tensor, min_tokens: int = 16, penalt
 
 
 def noise_level(values: np.ndarray) -> float:
-    """The standard deviation of the noise around a level that may shift, from first differences. values: float64 [T].
+    """Standard deviation of the noise around a level that may shift, from first differences.
 
     sqrt(mean (v_t - v_(t-1))^2 / 2), right for independent noise of any shape. A shift of height h adds h^2 / (2 T) to
-    its square: for a step without noise that is all there is, and a cut at the step then gains about 2 * left * right,
-    which beats the penalty, so the step is found. At least 1e-5 of the values' range, below which rounding in prefix
-    sums would pass for shifts; so it is 0 only where nothing varies. T is at least 2.
+    its square. For a step without noise that is the whole estimate; a cut at the step then gains about 2 * left * right
+    (tokens on either side), which beats the penalty, so the step is found. The result is at least 1e-5 of the values'
+    range, because below that, rounding in prefix sums looks like shifts. So it is 0 only where nothing varies.
 
-    An estimate that is blind to outliers, such as the median of |v_t - v_(t-1)|, would be wrong here: the sum of
-    squares is not blind to them, so where most noise is near 0 and a little is large, as a drift's is, the large values
-    pass for shifts. Measured on real drift, the tokens of each answer permuted so that any cut is false: of 25 answers
-    72 % were cut with a median-based estimate, 4 % with this one.
-    Source: von Neumann's ratio; the floor is ours.
+    An estimate that ignores outliers, such as the median of |v_t - v_(t-1)|, would be wrong here. Most of a drift's
+    noise is near 0 and a little is large. The sum of squares counts the large values, so they would look like shifts.
+    Measured on real drift, with the tokens of each response permuted so that every cut is false: of 25 responses, 72 %
+    were cut with a median-based estimate, 4 % with this one.
+
+    values: float64 [T], T at least 2. Source: von Neumann's ratio; the floor is ours.
     """
     return max(math.sqrt(np.mean(np.diff(values) ** 2) / 2), 1e-5 * float(np.ptp(values)))
 
 
 def keep_before_drop(rows: Tensor, values: Tensor, spans: Tensor) -> Tensor:
-    """Where to teach: a sequence up to the span after which `values` has dropped for good; the rest is left out.
+    """Tokens to train on: each sequence up to the span after which `values` has dropped for good.
 
-    Over the n span means of a sequence, the one change point with the least two-segment residual sum of squares. It
-    counts if the level falls there and BIC(two means) < BIC(one mean), with BIC = n log(RSS / n) + k log n and k = 3
-    (two means and the place) or 1. Without it, or with fewer than 4 spans, the sequence is kept whole.
+    The change point is the cut between two of the n span means with the least two-segment residual sum of squares
+    (RSS). It counts if the level falls there and BIC(two means) < BIC(one mean). BIC = n log(RSS / n) + k log n, with
+    k = 3 for two means (both means and the place of the cut) and k = 1 for one mean. A sequence without such a drop, or
+    with fewer than 4 spans, is kept whole.
 
-    rows, spans: int64 [N], spans the sentences; values: float [N], for instance the teacher's margin. Returns
+    rows, spans: int64 [N], the spans being sentences; values: float [N], for instance the teacher's margin. Returns
     bool [N], True where the token is kept. Raises ValueError for lengths that differ, a `spans` that is no partition
     of `rows`, or values that are not finite.
     Source: Prefix Teach, arXiv 2605.13643; the count of parameters and the guard for RSS = 0 are ours.
@@ -104,22 +107,22 @@ def _segment_lengths(values: np.ndarray, min_tokens: int, penalty: float) -> lis
 
 
 def _best_last_cuts(values: np.ndarray, min_tokens: int, price: float) -> np.ndarray:
-    """Where the last segment starts in the best partition of each prefix. values: float64 [T]. Returns int64 [T + 1].
+    """Start of the last segment in the best partition of each prefix. values: float64 [T]. Returns int64 [T + 1].
 
-    cost[e], the least sum of squares of a prefix of e tokens plus `price` a cut, less the sum of v^2 up to e:
+    cost[e] is the least sum of squares of a prefix of e tokens, plus `price` per cut, minus the sum of v^2 up to e:
         cost[e] = min over s <= e - min_tokens of  cost[s] + price - (sum of v from s to e)^2 / (e - s).
-    PELT: a start s with  cost[s] - (..)^2 / (e - s) > cost[e]  loses to the start e at every end at which e itself is
-    admissible, from e + min_tokens on. So a verdict taken at e waits `min_tokens` steps until it is carried out.
+    PELT: a start s with  cost[s] - (..)^2 / (e - s) > cost[e]  loses to the start e at every later end that allows e,
+    that is from e + min_tokens on. So the starts that lose at e are removed `min_tokens` steps later.
     """
     sums = np.concatenate([[0.0], np.cumsum(values)])
     cost, last = np.full(len(sums), np.inf), np.zeros(len(sums), dtype=np.int64)
     cost[0] = -price
-    open_starts = np.zeros((3, len(sums)))  # place, sum before it, cost: of the starts still in play
-    count, verdict = 0, np.zeros(0, dtype=np.int64)
+    open_starts = np.zeros((3, len(sums)))  # place, sum before it, cost: of the starts that are not removed yet
+    count, losing = 0, np.zeros(0, dtype=np.int64)
     for end in range(min_tokens, len(sums)):
         due = end % min_tokens == 0
         if due:
-            count = _prune(open_starts, count, verdict)
+            count = _prune(open_starts, count, losing)
         if np.isfinite(cost[end - min_tokens]):
             open_starts[:, count] = end - min_tokens, sums[end - min_tokens], cost[end - min_tokens]
             count += 1
@@ -128,29 +131,29 @@ def _best_last_cuts(values: np.ndarray, min_tokens: int, price: float) -> np.nda
         best = total.argmin()
         cost[end], last[end] = total[best] + price, place[best]
         if due:
-            verdict = np.flatnonzero(total > cost[end])
+            losing = np.flatnonzero(total > cost[end])
     return last
 
 
-def _prune(open_starts: np.ndarray, count: int, verdict: np.ndarray) -> int:
-    """Strike the columns `verdict` out of the first `count`, in place. Returns how many are left."""
-    if not len(verdict):
+def _prune(open_starts: np.ndarray, count: int, losing: np.ndarray) -> int:
+    """Remove the columns `losing` from the first `count`, in place. Returns how many are left."""
+    if not len(losing):
         return count
-    kept = np.delete(open_starts[:, :count], verdict, axis=1)
+    kept = np.delete(open_starts[:, :count], losing, axis=1)
     open_starts[:, : kept.shape[1]] = kept
     return kept.shape[1]
 
 
 def _spans_before_drop(means: np.ndarray) -> int:
-    """How many of a sequence's span means, float64 [n], stand before the drop; n where there is none."""
+    """How many of a sequence's span means, float64 [n], lie before the drop; n where there is no drop."""
     n = len(means)
     if n < 4:
         return n
     size = np.arange(1, n)
-    gain = np.cumsum(means - means.mean())[:-1] ** 2 * n / (size * (n - size))  # how far a cut lowers the RSS
+    gain = np.cumsum(means - means.mean())[:-1] ** 2 * n / (size * (n - size))  # how much a cut lowers the RSS
     cut = int(gain.argmax()) + 1
     before, after = means[:cut], means[cut:]
-    rounding = n * (1e-12 * np.abs(means).max()) ** 2  # below it, an RSS is rounding and not residue
+    rounding = n * (1e-12 * np.abs(means).max()) ** 2  # an RSS below this is rounding error
     one = max(_residual(means), rounding)
     two = max(_residual(before) + _residual(after), rounding)
     found = one > 0 and n * math.log(one / two) > 2 * math.log(n)  # the difference of the two BICs

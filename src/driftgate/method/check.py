@@ -1,4 +1,7 @@
-"""Argument checks of the public functions: every error names the argument."""
+"""Argument checks of the public functions. Every error names the argument.
+
+Shapes: N valid response tokens.
+"""
 
 import math
 
@@ -7,7 +10,7 @@ from torch import Tensor
 
 
 def same_length(**streams: Tensor) -> None:
-    """Require 1-D tensors of one length. Raises ValueError naming the first argument that differs."""
+    """Require 1-D tensors [N] of one length. Raises ValueError naming the first argument that differs."""
     first, *_ = streams
     for name, stream in streams.items():
         if stream.dim() != 1:
@@ -29,7 +32,7 @@ def rows_stream(rows: Tensor) -> None:
     same_length(rows=rows)
     integer_ids("rows", rows)
     if (rows[1:] < rows[:-1]).any():
-        raise ValueError("rows must not decrease: the tokens of a sequence stand together, sequences in order")
+        raise ValueError("rows must not decrease: keep the tokens of a sequence together and the sequences in order")
 
 
 def positive(name: str, value: float) -> None:

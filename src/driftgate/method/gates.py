@@ -16,13 +16,14 @@ Statistic = Literal["abs_mean", "mean_abs", "rms"]
 def drift_gate(
     logp: Tensor, logp_behaviour: Tensor, spans: Tensor, tau: float = 1.0, statistic: Statistic = "abs_mean"
 ) -> Tensor:
-    """g = exp(-tau * s_b): how little the student has moved on a token's span since the rollout, in [0, 1].
+    """g = exp(-tau * s_b), in [0, 1]: the less the student has moved on a token's span since the rollout, the higher.
 
     d_t = log p(y_t) - log o(y_t), in nats, on the sampled tokens. The drift s_b of span b is
     "abs_mean" |mean d| (the paper's: signs cancel inside a span), "mean_abs" mean |d|, or "rms" sqrt(mean d^2).
 
     logp, logp_behaviour: float [N]; spans: int64 [N], ids from 0. Returns float32 (or float64) [N], detached, exactly 1
-    where p equals o or tau is 0; not yet normalised (see `unit_mean`). Raises ValueError naming the argument.
+    where p equals o or tau is 0. The gates are not normalised yet (see `unit_mean`). Raises ValueError naming the
+    argument.
     """
     check.same_length(logp=logp, logp_behaviour=logp_behaviour, spans=spans)
     check.integer_ids("spans", spans)
@@ -47,7 +48,7 @@ def span_drift(shift: Tensor, spans: Tensor, statistic: Statistic = "abs_mean") 
 
 
 def span_mean(values: Tensor, spans: Tensor) -> Tensor:
-    """Mean of `values` [N] over each span. Returns [largest id + 1]; 0 for an id that no token bears."""
+    """Mean of `values` [N] over each span. Returns [largest id + 1]; 0 for an id that no token has."""
     count = int(spans.max()) + 1 if len(spans) else 0
     total = values.new_zeros(count).index_add(0, spans, values)
     size = values.new_zeros(count).index_add(0, spans, torch.ones_like(values))
@@ -55,12 +56,12 @@ def span_mean(values: Tensor, spans: Tensor) -> Tensor:
 
 
 def unit_mean(weights: Tensor, groups: Tensor | None = None, keep_zeros: bool = False) -> Tensor:
-    """Scale weights [N] to mean 1: over everything, or inside each group (int64 [N], for instance `rows`).
+    """Scale weights [N] to mean 1: over all tokens, or inside each group (int64 [N], for instance `rows`).
 
-    Give it the whole optimiser batch: called on micro-batches or ranks one by one, it weighs their tokens unequally.
-    Returns [N], detached. Raises ValueError where weights are negative, or where a group's are all zero; with
+    Give it the whole optimiser batch. Called on each micro-batch or rank alone, it would weigh their tokens unequally.
+    Returns [N], detached. Raises ValueError where a weight is negative, or where all weights of a group are zero; with
     keep_zeros these stay zero.
-    Source: arXiv 2606.24084, step 4; the scope is a choice that the paper leaves open.
+    Source: arXiv 2606.24084, step 4. The paper leaves the scope open.
     """
     check.same_length(weights=weights)
     weights = widen(weights.detach())
@@ -77,5 +78,5 @@ def unit_mean(weights: Tensor, groups: Tensor | None = None, keep_zeros: bool = 
 
 
 def widen(values: Tensor) -> Tensor:
-    """At least float32: a sum over a span in bfloat16 would lose the drift it is to measure."""
+    """Values in float32 at least. In bfloat16, a sum over a span would lose the drift that it measures."""
     return values if values.dtype == torch.float64 else values.float()

@@ -1,8 +1,8 @@
-"""Hidden states to log-probabilities without a [tokens x vocabulary] tensor, forward or backward.
+"""Hidden states to log-probabilities without a [tokens x vocabulary] tensor, in the forward and the backward pass.
 
-Shapes: N tokens, H hidden size, V vocabulary, K support, C tokens a chunk (memory is C x V, flat in N).
-Logits are hidden @ weight.T / temperature, in float32 also for bfloat16 operands: rounded to bfloat16, a logit of 20 is
-off by up to 0.06 nats, more than the drift that a gate is to see.
+Shapes: N tokens, H hidden size, V vocabulary, K tokens per position, C tokens per chunk. Memory is C x V, whatever N.
+Logits are hidden @ weight.T / temperature. They are float32 also for bfloat16 operands: rounded to bfloat16, a logit of
+20 is off by up to 0.06 nats, more than the drift that a gate measures.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 CHUNK = 256
-FEW = 8
-"""Rows of a vocabulary's width that fit a processor's cache."""
+"""Default number of tokens per chunk."""
+ENTROPY_ROWS = 8
+"""Rows [V] whose entropy is computed at once. So few fit a processor's cache."""
 
 
 class Summary(NamedTuple):
-    """What one pass over the vocabulary says of a distribution per position, in nats; without gradient.
+    """Figures of a distribution per position, in nats, from one pass over the vocabulary; without gradient.
 
-    logp: float [N, K] at the ids asked for; entropy: float [N]; top_ids int64 and top_logp float [N, top]: the most
-    probable tokens, most probable first, and their log-probabilities in the whole vocabulary. None where not asked for.
+    logp: float [N, K] at the given ids; entropy: float [N]; top_ids int64 and top_logp float [N, top]: the most
+    probable tokens, most probable first, and their log-probabilities in the whole vocabulary. None if not requested.
     """
 
     logp: Tensor
@@ -33,7 +34,7 @@ def token_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: flo
     """log softmax(logits)[ids]: the log-probability, in nats, of one token or K tokens per position; differentiable.
 
     hidden: [N, H]; weight: [V, H]; ids: int64 [N] or [N, K], each from 0 to V - 1. Returns float32 (float64 for float64
-    input) of the shape of `ids`. Recomputes the logits of a chunk in the backward pass.
+    input) of the shape of `ids`. The backward pass computes the logits again, chunk by chunk.
     Raises ValueError naming the argument.
     """
     _check_ids(hidden, ids, 1, 2)
@@ -50,13 +51,15 @@ def weighted_loss(
     temperature: float = 1.0,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """sum_t w_t l(log p(y_t)) where the weights are known beforehand: the gradient is made while a chunk's logits are
-    at hand, so that three products are taken instead of the four of `token_logprobs`.
+    """sum_t w_t l(log p(y_t)), for weights w_t that are known before the forward pass.
+
+    The gradient is computed in the forward pass, while a chunk's logits are in memory. That takes three matrix
+    products; `token_logprobs` takes four.
 
     hidden: [N, H]; weight: [V, H]; ids: int64 [N]; token_weight: float [N], without gradient; loss_of(part, logp): the
     losses [C] of the tokens `part` from their log-probabilities [C], token by token. Returns the sum [], differentiable
-    once in `hidden` and `weight`, and without gradient the losses and the log-probabilities, float32 (or float64) [N].
-    Raises ValueError naming the argument.
+    once in `hidden` and `weight`, then the losses and the log-probabilities, float32 (or float64) [N], without
+    gradient. Raises ValueError naming the argument.
     """
     _check_ids(hidden, ids, 1)
     return _WeightedLoss.apply(*operands(hidden, weight), ids, token_weight, loss_of, temperature, chunk)  # type: ignore[no-any-return]
@@ -74,7 +77,7 @@ def summary(
 ) -> Summary:
     """Log-probabilities at K ids, the entropy and the `top` most probable tokens, from one chunk of logits at a time.
 
-    hidden: [N, H]; weight: [V, H]; ids: int64 [N, K], each from 0 to V - 1. Values at `ids` are those of
+    hidden: [N, H]; weight: [V, H]; ids: int64 [N, K], each from 0 to V - 1. Values at `ids` equal those of
     `token_logprobs`, bit for bit. Raises ValueError naming the argument.
     """
     _check_ids(hidden, ids, 2)
@@ -95,7 +98,7 @@ def summary(
 
 
 def support_logits(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
-    """logits[ids] for K tokens per position, from those K rows of the head alone; differentiable.
+    """logits[ids] for K tokens per position, from those K rows of the head only; differentiable.
 
     hidden: [N, H]; weight: [V, H]; ids: int64 [N, K]. Returns float32 (or float64) [N, K], not normalised.
     """
@@ -103,14 +106,14 @@ def support_logits(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: flo
 
 
 def _summarise(logits: Tensor, ids: Tensor, part: slice, result: Summary) -> None:
-    """Fill the rows `part` of `result`, using `logits` [C, V] up. ids: int64 [C, K]."""
+    """Fill the rows `part` of `result`. Overwrites `logits` [C, V]. ids: int64 [C, K]."""
     logp = log_softmax_(logits)
     result.logp[part] = logp.gather(1, ids)
     if result.top_ids is not None and result.top_logp is not None:
         result.top_logp[part], result.top_ids[part] = logp.topk(result.top_ids.shape[1], dim=-1)
     if result.entropy is not None:
-        # a few rows at a time, so that what lies between stays in the cache
-        result.entropy[part] = torch.cat([-(rows.exp() * rows).sum(-1) for rows in logp.split(FEW)])
+        # a few rows at a time, so that intermediate results stay in the processor's cache
+        result.entropy[part] = torch.cat([-(rows.exp() * rows).sum(-1) for rows in logp.split(ENTROPY_ROWS)])
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -127,14 +130,14 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        """d logp / d logits = onehot(id) - softmax, summed over a position's K ids, recomputed chunk by chunk."""
+        """d logp / d logits = onehot(id) - softmax, summed over a position's K ids; logits are computed again."""
         hidden, weight, ids = ctx.saved_tensors
         grad = grad / ctx.temperature
         room = chunk_room(hidden, weight, ctx.chunk)
 
         def grad_logits(part: slice) -> Tensor:
             softmax = softmax_(chunk_logits(hidden[part], weight, ctx.temperature, room))
-            # scatter_add_, for a token that a position names twice counts twice.
+            # scatter_add_, because an id that stands twice in a position counts twice
             return softmax.mul_(-grad[part].sum(1, keepdim=True)).scatter_add_(1, ids[part], grad[part])
 
         return *head_gradients(hidden, weight, ctx.chunk, grad_logits), None, None, None
@@ -170,7 +173,7 @@ class _SupportLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, ids, temperature, chunk):
         logits = torch.empty(ids.shape, dtype=wide(hidden), device=hidden.device)
-        with torch.autocast(hidden.device.type, enabled=False):  # which would round operands and product alike
+        with torch.autocast(hidden.device.type, enabled=False):  # autocast would round operands and product
             for part in parts(len(hidden), chunk):
                 rows = weight[ids[part]].to(logits.dtype)
                 logits[part] = torch.bmm(rows, hidden[part, :, None].to(logits.dtype))[..., 0] / temperature
@@ -194,7 +197,7 @@ class _SupportLogits(torch.autograd.Function):
 def head_gradients(
     hidden: Tensor, weight: Tensor, chunk: int, grad_logits: Callable[[slice], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of hidden [N, H] and weight [V, H], where `grad_logits` gives that of hidden[part] @ weight.T."""
+    """Gradients of hidden [N, H] and weight [V, H]; `grad_logits(part)` [C, V] is that of hidden[part] @ weight.T."""
     grad_hidden = torch.empty_like(hidden)
     grad_weight = torch.zeros_like(weight, dtype=wide(weight))
     for part in parts(len(hidden), chunk):
@@ -208,8 +211,11 @@ def head_gradients(
 
 
 def operands(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the dtype that the product takes: on a GPU autocast's where it is on, else the weight's; on a CPU, which
-    has no product of bfloat16 with a float32 result, float32 (or float64)."""
+    """Hidden states and weight in the dtype of the matrix product.
+
+    On a GPU: autocast's dtype where autocast is on, else the weight's. On a CPU: float32 (or float64), because a CPU
+    has no product of bfloat16 with a float32 result.
+    """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     dtype = wide(weight) if device == "cpu" else dtype
@@ -217,12 +223,12 @@ def operands(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chunk_room(hidden: Tensor, weight: Tensor, chunk: int) -> Tensor:
-    """Where the logits of one chunk after the other go: fresh memory for each costs a CPU more than their softmax."""
+    """Memory [C, V] that the logits of all chunks use in turn. On a CPU, new memory costs more than the softmax."""
     return torch.empty(min(chunk, len(hidden)), len(weight), dtype=wide(hidden), device=hidden.device)
 
 
 def chunk_logits(hidden: Tensor, weight: Tensor, temperature: float, room: Tensor) -> Tensor:
-    """[C, V] in float32 (or float64), at the temperature; in `room` [at least C, V], over what was there."""
+    """Logits [C, V] in float32 (or float64), divided by the temperature. Overwrites `room` [at least C, V]."""
     logits = room[: len(hidden)]
     with torch.autocast(hidden.device.type, enabled=False):
         if hidden.dtype == torch.bfloat16:
@@ -233,7 +239,7 @@ def chunk_logits(hidden: Tensor, weight: Tensor, temperature: float, room: Tenso
 
 
 def log_softmax_(logits: Tensor) -> Tensor:
-    """In place, over the last dimension; no second [C, V]."""
+    """In place, over the last dimension, without a second [C, V]."""
     return torch.log_softmax(logits, -1, out=logits)  # type: ignore[call-overload]
 
 

@@ -1,4 +1,4 @@
-"""Per-token distillation losses. None normalises: whoever calls divides by the tokens of the whole optimiser batch.
+"""Per-token distillation losses. No loss normalises: the caller divides by the tokens of the whole optimiser batch.
 
 Shapes: N valid response tokens, K tokens in the support of a position, C classes.
 Symbols: p current student (carries the gradient), o behaviour student, q teacher, y_t the sampled token, S the support.
@@ -18,7 +18,7 @@ Ratio = Literal["behaviour", "current"]
 Kind = Literal["reverse_kl", "forward_kl", "jsd"]
 Mass = Literal["renormalised", "tail", "raw"]
 
-# exp of it times any advantage is finite in float32, so that a clipped token has gradient 0 and not inf * 0.
+# exp of this, times any advantage, is finite in float32. So a clipped token has gradient 0 and not inf * 0.
 LARGEST_LOG_RATIO = 40.0
 
 
@@ -33,14 +33,15 @@ def sampled_token_loss(
 ) -> Tensor:
     """Sampled-token OPD: a clipped policy-gradient loss whose reward is the teacher's log-ratio.
 
-    l_t = -min(r_t A_t, clip(r_t, 1 - clip, 1 + clip) A_t) with r_t = p(y_t) / o(y_t), and where A_t < 0 never above
-    -dual_clip A_t; None for either bound leaves it out. A_t = log q(y_t) - log p_A(y_t), detached, with p_A the
-    behaviour student ("frozen", public code of arXiv 2603.25562) or the current one ("recomputed", verl; advised under
-    staleness by arXiv 2606.24143). `ratio` "current" takes r_t = p / sg(p), which is 1: no bound ever binds, and the
-    gradient is the score function's, -A_t grad log p(y_t).
+    l_t = -min(r_t A_t, clip(r_t, 1 - clip, 1 + clip) A_t) with r_t = p(y_t) / o(y_t). Where A_t < 0, l_t is at most
+    -dual_clip A_t. None for `clip` or `dual_clip` leaves that bound out.
+    A_t = log q(y_t) - log p_A(y_t), detached. p_A is the behaviour student ("frozen", public code of arXiv 2603.25562)
+    or the current student ("recomputed", verl; advised under staleness by arXiv 2606.24143).
+    `ratio` "current" uses r_t = p / sg(p), with the value 1. Then no bound ever binds, and the gradient is that of the
+    score function, -A_t grad log p(y_t).
 
     logp, logp_behaviour, logp_teacher: float [N], in nats, all at the sampling temperature; gradient flows through
-    `logp` alone. Returns [N]. Raises ValueError naming the argument.
+    `logp` only. Returns [N]. Raises ValueError naming the argument.
     """
     r, gain = _ratio_and_gain(logp, logp_behaviour, logp_teacher, advantage, clip, dual_clip, ratio)
     return _policy_gradient(r, gain, clip, dual_clip)
@@ -56,7 +57,7 @@ def clipped_tokens(
     dual_clip: float | None = 3.0,
     ratio: Ratio = "behaviour",
 ) -> Tensor:
-    """Where `sampled_token_loss` of the same arguments loses its gradient to the clip or the dual clip: bool [N]."""
+    """Where a bound (clip or dual clip) sets the gradient of `sampled_token_loss` to zero: bool [N]. Same arguments."""
     r, gain = _ratio_and_gain(logp, logp_behaviour, logp_teacher, advantage, clip, dual_clip, ratio)
     return _policy_gradient(r, gain, clip, dual_clip) != _policy_gradient(r, gain, None, None)
 
@@ -69,13 +70,13 @@ def candidate_loss(
     dual_clip: float | None = None,
     present: Tensor | None = None,
 ) -> Tensor:
-    """The policy-gradient loss of `sampled_token_loss`, averaged over K candidate tokens by the student's own mass.
+    """The policy-gradient loss of `sampled_token_loss`, averaged over K candidate tokens by the student's probability.
 
-    l_t = sum over v in S of w_v l_v, with w_v = sg(p(v) / sum over S of p) and l_v the clipped loss of candidate v at
-    r_v = p(v) / o(v), A_v = sg(log q(v) - log p(v)).
+    l_t = sum over v in S of w_v l_v, with w_v = sg(p(v) / sum over S of p). l_v is the clipped loss of candidate v with
+    r_v = p(v) / o(v) and A_v = sg(log q(v) - log p(v)).
 
-    logp, logp_behaviour, logp_teacher: float [N, K], log-probabilities of the whole vocabulary, in nats; gradient flows
-    through `logp` alone. present: bool [N, K], False for a slot without a token, which contributes 0. Returns [N].
+    logp, logp_behaviour, logp_teacher: float [N, K], log-probabilities in the whole vocabulary, in nats; gradient flows
+    through `logp` only. present: bool [N, K], False for a slot without a token; such a slot contributes 0. Returns [N].
     Raises ValueError naming the argument. Source: the public code of arXiv 2604.13016.
     """
     _check_supports(present, logp=logp, logp_behaviour=logp_behaviour, logp_teacher=logp_teacher)
@@ -92,10 +93,10 @@ def divergence(log_p: Tensor, log_q: Tensor, kind: Kind, beta: float = 0.5) -> T
 
     "reverse_kl" sum of p (log p - log q); "forward_kl" sum of q (log q - log p);
     "jsd" beta sum of q (log q - log m) + (1 - beta) sum of p (log p - log m), m = beta q + (1 - beta) p.
-    A class without mass (log-mass -inf, or so low that exp gives 0) has 0 log 0 = 0, in value and gradient; where the
-    first side of a KL has mass and the second is -inf, the KL is inf.
+    A class without mass (log-mass -inf, or so low that exp gives 0) counts as 0 log 0 = 0, in value and gradient. Where
+    the first side of a KL has mass and the second is -inf, the KL is inf.
 
-    log_p, log_q: float [..., C], used as given, not normalised; gradient flows through `log_p` alone. Returns float32
+    log_p, log_q: float [..., C], used as given, not normalised; gradient flows through `log_p` only. Returns float32
     (float64 for float64 input) [...]. Raises ValueError naming the argument. Source: arXiv 2306.13649 (GKD).
     """
     check_kind(kind, beta)
@@ -112,15 +113,16 @@ def divergence(log_p: Tensor, log_q: Tensor, kind: Kind, beta: float = 0.5) -> T
 def support_divergence(
     log_p: Tensor, log_q: Tensor, kind: Kind, mass: Mass, beta: float = 0.5, present: Tensor | None = None
 ) -> Tensor:
-    """`divergence` over K tokens per position, with what lies outside of them treated as `mass` says.
+    """`divergence` over K tokens per position. `mass` says how the mass outside of them is treated.
 
-    "renormalised": both sides are normalised inside the support (local support matching), so any per-position constant
-    may be missing from either; fewer than 2 present tokens give exactly 0. "tail": the mass outside the support is one
-    more class, which bounds the divergence over the vocabulary from below; it counts as at least the dtype's eps, for
-    1 - mass is rounding there. "raw": the support's terms of the sum over the vocabulary; may be negative.
+    "renormalised": both sides are normalised inside the support (local support matching). So a constant per position
+    may be missing from either side. Fewer than 2 present tokens give exactly 0.
+    "tail": the mass outside the support is one more class. The result is a lower bound of the divergence over the
+    vocabulary. The tail counts as at least the dtype's eps, because below that, 1 - mass is rounding error.
+    "raw": the support's terms of the sum over the vocabulary. The result may be negative.
 
-    log_p, log_q: float [N, K], log-masses in nats, of the whole vocabulary unless renormalised; gradient flows through
-    `log_p` alone. present: bool [N, K], False for a slot without a token. Returns [N].
+    log_p, log_q: float [N, K], log-masses in nats, in the whole vocabulary unless renormalised; gradient flows through
+    `log_p` only. present: bool [N, K], False for a slot without a token. Returns [N].
     Raises ValueError naming the argument. Sources: arXiv 2603.25562 (renormalised), 2604.13016 (supports).
     """
     check_kind(kind, beta)
@@ -138,9 +140,9 @@ def support_divergence(
 def topk_reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Local support matching: reverse KL inside the teacher's K most probable tokens, both sides renormalised there.
 
-    l_t = sum over v of p~(v) (log p~(v) - log q~(v)), p~ and q~ the softmax over the K given logits; direct gradient
-    through the student. Logits may lack any per-position constant (logsumexp cancels), but must be at the sampling
-    temperature.
+    l_t = sum over v of p~(v) (log p~(v) - log q~(v)). p~ and q~ are the softmax over the K given logits. The gradient
+    flows directly through the student's logits. A constant per position may be missing from the logits, as it cancels,
+    but they must be at the sampling temperature.
 
     student_logits, teacher_logits: float [N, K], K >= 2, on the same support. Returns [N], in nats.
     Raises ValueError naming the argument. Source: arXiv 2603.25562 (K = 32).
@@ -151,7 +153,7 @@ def topk_reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def check_kind(kind: str, beta: float) -> None:
-    """Require a known divergence and a mixture of both sides. Raises ValueError naming the argument."""
+    """Require a known divergence and 0 < beta < 1. Raises ValueError naming the argument."""
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
     if not 0 < beta < 1:
@@ -167,7 +169,7 @@ def _ratio_and_gain(
     dual_clip: float | None,
     ratio: Ratio,
 ) -> tuple[Tensor, Tensor]:
-    """r_t, with gradient, and A_t, without; both [N]."""
+    """r_t with gradient and A_t without gradient, both [N]."""
     check.same_length(logp=logp, logp_behaviour=logp_behaviour, logp_teacher=logp_teacher)
     _check_clips(clip, dual_clip)
     if advantage not in get_args(Advantage):
@@ -184,7 +186,7 @@ def _bounded_ratio(logp: Tensor, base: Tensor) -> Tensor:
 
 
 def _policy_gradient(ratio: Tensor, gain: Tensor, clip: float | None, dual_clip: float | None) -> Tensor:
-    """-ratio gain, between the bounds that are given. Any shape."""
+    """-ratio * gain, within the given bounds. Any shape."""
     reward = ratio * gain
     if clip is not None:
         reward = torch.minimum(reward, ratio.clamp(1 - clip, 1 + clip) * gain)
@@ -195,7 +197,7 @@ def _policy_gradient(ratio: Tensor, gain: Tensor, clip: float | None, dual_clip:
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """sum of a (log a - log b) over the last dimension; 0 for a class without mass in a, whatever it has in b."""
+    """sum of a (log a - log b) over the last dimension; 0 for a class without mass in a, whatever its mass in b."""
     a = log_a.exp()
     return (a * (log_a - log_b).masked_fill(a == 0, 0.0)).sum(-1)
 
@@ -211,16 +213,16 @@ def _renormalised(log_p: Tensor, log_q: Tensor, kind: Kind, beta: float, present
     _check_two("log_p", log_p)
     if present is None:
         return divergence(widen(log_p).log_softmax(-1), widen(log_q).log_softmax(-1), kind, beta)
-    # A position of fewer than two tokens becomes a uniform one, for the softmax of nothing is NaN, and then 0.
+    # The softmax of no tokens is NaN. So a position of fewer than two tokens first becomes uniform; its loss is then 0.
     few = present.sum(-1) < 2
     log_p, log_q = (_present(x, present).masked_fill(few[:, None], 0.0).log_softmax(-1) for x in (log_p, log_q))
     return divergence(log_p, log_q, kind, beta).masked_fill(few, 0.0)
 
 
 def _with_tail(log_mass: Tensor) -> Tensor:
-    """[N, K + 1]: the log-masses and log(1 - their sum), where 1 - sum counts as at least the rounding of 1."""
+    """[N, K + 1]: the log-masses and log(1 - their sum), where 1 - sum counts as at least the dtype's eps."""
     inside = log_mass.logsumexp(-1, keepdim=True).clamp(max=-torch.finfo(log_mass.dtype).eps)
-    # Of the two forms each is exact where it is taken; the bound keeps the gradient of the other one finite too.
+    # Each of the two forms is exact where it is used. The clamp keeps the gradient of the other form finite too.
     tail = torch.where(inside > -math.log(2), (-inside.expm1()).log(), (-inside.exp()).log1p())
     return torch.cat([log_mass, tail], dim=-1)
 

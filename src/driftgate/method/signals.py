@@ -1,10 +1,10 @@
-"""What a weight can look at: one value per valid response token. Each signal is one function here.
+"""Signals: the values from which a weight is computed, one per valid response token. Each is one function here.
 
 Shapes: N valid response tokens of whole sequences, sequence after sequence; K most probable tokens.
 Symbols: p the current student, o the behaviour student that wrote the rollout, q the teacher, y_t the sampled token.
 
 To add one, write a function of `Streams` that returns float [N] and put `@signal(...)` over it with the names of the
-streams that it reads; they are then scored where a configuration asks for the signal, and only there.
+streams that it reads. These streams are scored only where a configuration uses the signal.
 """
 
 import inspect
@@ -25,35 +25,35 @@ READABLE = {
     "behaviour_entropy": "[N] entropy of o, in nats",
     "teacher_entropy": "[N] entropy of q",
     "student_top_ids": "[N, K] the most probable tokens of o, most probable first",
-    "student_top_logp": "[N, K] log o of them",
-    "teacher_top_ids": "[N, K] the most probable tokens of q",
-    "teacher_top_logp": "[N, K] log q of them",
+    "student_top_logp": "[N, K] log o of the student's most probable tokens",
+    "teacher_top_ids": "[N, K] the most probable tokens of q, most probable first",
+    "teacher_top_logp": "[N, K] log q of the teacher's most probable tokens",
     "teacher_at_student": "[N, K] log q of the student's most probable tokens",
     "correct": "[N] 1 where the verifier accepts the token's response, else 0",
-    "group": "[N] the prompt that the token's response answers",
+    "group": "[N] the prompt of the token's response, as a number",
 }
-"""The streams that a signal may read, beside rows, place and age."""
+"""The streams that a signal may read, besides rows, place and age."""
 
 
 @dataclass(frozen=True)
 class Streams:
-    """What is known of the tokens that a weight is wanted for."""
+    """The values known for the tokens of one optimiser batch, from which signals are computed."""
 
     sequences: Tensor
-    """int64 [N]: the sequence of each token by its number in the rollout batch, which addresses random draws."""
+    """int64 [N]: each token's sequence, by its number in the rollout batch. Random draws are keyed by it."""
     rows: Tensor
-    """int64 [N]: the same counted from 0 in the order in which they stand here: non-decreasing, without gaps."""
+    """int64 [N]: each token's sequence, counted from 0 in the order of this batch: non-decreasing, without gaps."""
     place: Tensor
     """int64 [N]: index of each token among its response's tokens in the loss, from 0."""
     age: int
-    """Optimiser updates since the rollout."""
+    """Optimiser steps since the rollout."""
     values: Mapping[str, Tensor]
     """The `READABLE` streams that have been scored."""
 
     def __getitem__(self, name: str) -> Tensor:
-        """A stream, floats at least in float32. Raises ValueError for one that the signal does not declare."""
+        """A stream, floats in float32 at least. Raises ValueError for one that the signal does not declare."""
         if name not in self.values:
-            raise ValueError(f"reads {name!r} without saying so; write it into @signal(...)")
+            raise ValueError(f"reads {name!r} without declaring it; add it to @signal(...)")
         value = self.values[name]
         return widen(value) if value.is_floating_point() else value
 
@@ -63,7 +63,7 @@ Signal = Callable[[Streams], Tensor]
 
 @dataclass(frozen=True)
 class Described:
-    """A signal, the streams it reads, and whether its value depends on the other sequences of the batch."""
+    """A signal, the streams that it reads, and whether its value depends on other sequences of the batch."""
 
     compute: Signal
     reads: tuple[str, ...]
@@ -77,20 +77,24 @@ class Described:
 SIGNALS: dict[str, Described] = {}
 
 OF_SHIFT = ("drift", "staleness", "ratio", "drift_kl")
-"""Signals that are functions of the drift and of nothing else."""
+"""Signals that depend on the signed shift log p - log o only."""
 
 
 def signal(*reads: str, whole: bool = False) -> Callable[[Signal], Signal]:
-    """Make a function known as a signal under its own name. whole: it looks at all sequences of the optimiser batch."""
+    """Register a function as a signal under its own name.
+
+    reads: names of `READABLE` streams; whole: whether a value depends on all sequences of the optimiser batch.
+    Raises ValueError for an unknown stream, or a name that a signal of another file has.
+    """
 
     unknown = set(reads) - set(READABLE)
     if unknown:
-        raise ValueError(f"a signal cannot read {', '.join(sorted(unknown))}; there are {', '.join(READABLE)}")
+        raise ValueError(f"a signal cannot read {', '.join(sorted(unknown))}; it can read {', '.join(READABLE)}")
 
     def describe(compute: Signal) -> Signal:
         before = SIGNALS.get(compute.__name__)
         if before is not None and _file_of(before.compute) != _file_of(compute):
-            raise ValueError(f"there is a signal {compute.__name__} already; give yours another name")
+            raise ValueError(f"there is a signal {compute.__name__} already; choose another name")
         SIGNALS[compute.__name__] = Described(compute, reads, whole)
         return compute
 
@@ -103,13 +107,14 @@ def _file_of(compute: Signal) -> str:
 
 @signal("logp", "behaviour_logp")
 def drift(s: Streams) -> Tensor:
-    """log p(y_t) - log o(y_t): the student's own shift since the rollout (arXiv 2606.24084)."""
+    """Signed shift of the student since the rollout, log p(y_t) - log o(y_t), in nats (arXiv 2606.24084). The drift of
+    a span, from which a gate is computed, is its absolute mean."""
     return s["logp"] - s["behaviour_logp"]
 
 
 @signal("logp", "behaviour_logp")
 def staleness(s: Streams) -> Tensor:
-    """log o(y_t) - log p(y_t): minus the drift."""
+    """log o(y_t) - log p(y_t), in nats: minus `drift`."""
     return -drift(s)
 
 
@@ -121,28 +126,29 @@ def ratio(s: Streams) -> Tensor:
 
 @signal("logp", "behaviour_logp")
 def drift_kl(s: Streams) -> Tensor:
-    """r log r - r + 1 with r = p(y_t) / o(y_t): unbiased for KL(p || o) on samples of o, in nats, never negative."""
+    """r log r - r + 1 with r = p(y_t) / o(y_t), in nats. On samples of o it is an unbiased estimate of KL(p || o), and
+    it is never negative."""
     shift = drift(s)
-    d = shift.double()  # the value is d^2 / 2 for a small d: in float32 rounding would be as large
+    d = shift.double()  # for a small d the value is d^2 / 2; in float32, rounding errors would be as large
     excess = torch.expm1(d)
     return (excess * (d - 1) + d).clamp(min=0).to(shift.dtype)
 
 
 @signal("teacher_logp", "behaviour_logp")
 def gap(s: Streams) -> Tensor:
-    """log q(y_t) - log o(y_t): the teacher's log-ratio to the student that wrote the token."""
+    """log q(y_t) - log o(y_t), in nats: the teacher's log-ratio to the behaviour student."""
     return s["teacher_logp"] - s["behaviour_logp"]
 
 
 @signal("teacher_logp", "logp")
 def current_gap(s: Streams) -> Tensor:
-    """log q(y_t) - log p(y_t): the teacher's log-ratio to the current student."""
+    """log q(y_t) - log p(y_t), in nats: the teacher's log-ratio to the current student."""
     return s["teacher_logp"] - s["logp"]
 
 
 @signal("teacher_logp", "behaviour_logp")
 def gap_size(s: Streams) -> Tensor:
-    """|log q(y_t) - log o(y_t)|."""
+    """|log q(y_t) - log o(y_t)|, in nats."""
     return gap(s).abs()
 
 
@@ -154,13 +160,13 @@ def teacher_ratio(s: Streams) -> Tensor:
 
 @signal("teacher_logp")
 def teacher_logp(s: Streams) -> Tensor:
-    """log q(y_t)."""
+    """log q(y_t), in nats."""
     return s["teacher_logp"]
 
 
 @signal("behaviour_entropy")
 def student_entropy(s: Streams) -> Tensor:
-    """Entropy of the student that wrote the rollout, in nats."""
+    """Entropy of the behaviour student, in nats."""
     return s["behaviour_entropy"]
 
 
@@ -172,7 +178,7 @@ def teacher_entropy(s: Streams) -> Tensor:
 
 @signal("teacher_top_logp")
 def teacher_margin(s: Streams) -> Tensor:
-    """log q of the teacher's first choice less that of its second, in nats."""
+    """log q of the teacher's most probable token minus log q of its second, in nats."""
     return s["teacher_top_logp"][:, 0] - s["teacher_top_logp"][:, 1]
 
 
@@ -184,7 +190,8 @@ def overlap(s: Streams) -> Tensor:
 
 @signal("student_top_logp", "teacher_at_student")
 def divergence(s: Streams) -> Tensor:
-    """KL(o || q) over the student's K most probable tokens and the rest as one class, in nats: a close lower bound."""
+    """KL(o || q) over the behaviour student's K most probable tokens, all other tokens as one class, in nats. A close
+    lower bound of the KL over the vocabulary."""
     return support_divergence(s["student_top_logp"], s["teacher_at_student"], "reverse_kl", "tail")
 
 
@@ -196,13 +203,13 @@ def position(s: Streams) -> Tensor:
 
 @signal()
 def relative_position(s: Streams) -> Tensor:
-    """(i + 1/2) / T for the token of index i among the response's T, above 0 and below 1."""
+    """(i + 1/2) / T for the token with index i among its response's T tokens in the loss; above 0 and below 1."""
     return (s.place + 0.5) / s.rows.bincount()[s.rows]
 
 
 @signal()
 def age(s: Streams) -> Tensor:
-    """Optimiser updates since the rollout; the same for every token of an update."""
+    """Optimiser steps since the rollout; the same for every token of a step."""
     return torch.full(s.rows.shape, float(s.age), device=s.rows.device)
 
 
@@ -214,48 +221,49 @@ def freshness(s: Streams) -> Tensor:
 
 @signal()
 def one(s: Streams) -> Tensor:
-    """1 everywhere: what is left of a weight without a signal."""
+    """1 everywhere: for a weight that needs no signal."""
     return torch.ones(s.rows.shape, device=s.rows.device)
 
 
 @signal("correct")
 def correct(s: Streams) -> Tensor:
-    """1 for the tokens of an answer that the verifier accepts, 0 for the others."""
+    """1 for the tokens of a response that the verifier accepts, 0 for the others."""
     return s["correct"]
 
 
 @signal("correct", "teacher_logp", "logp")
 def agreement(s: Streams) -> Tensor:
-    """1 where the verifier's verdict and the sign of log q - log p point the same way (0 counts as down), else 0
+    """1 where the response is correct and log q - log p > 0, or is wrong and log q - log p <= 0; else 0
     (arXiv 2606.09304)."""
     return ((current_gap(s) > 0) == (correct(s) > 0.5)).float()
 
 
 @signal("behaviour_entropy", "student_top_logp", "teacher_at_student", whole=True)
 def soft_or(s: Streams) -> Tensor:
-    """a + b - ab with a the student's entropy and b the divergence, each scaled to 0..1 over the optimiser batch
-    (TIP, arXiv 2604.14084)."""
+    """a + b - ab. a is the behaviour student's entropy and b the divergence from the teacher, each scaled to 0..1 over
+    the optimiser batch (TIP, arXiv 2604.14084)."""
     a, b = _unit_range(student_entropy(s)), _unit_range(divergence(s))
     return a + b - a * b
 
 
 @signal("behaviour_entropy", "teacher_entropy", whole=True)
 def sure_teacher_unsure_student(s: Streams) -> Tensor:
-    """(2 - H^T / max H^T)(1 + H^S / max H^S), the maxima over the optimiser batch (FiRe-OPD, arXiv 2606.02684)."""
+    """(2 - H^T / max H^T)(1 + H^S / max H^S). H^T and H^S are the entropies of teacher and behaviour student, the
+    maxima are over the optimiser batch (FiRe-OPD, arXiv 2606.02684)."""
     return (2 - _over_max(teacher_entropy(s))) * (1 + _over_max(student_entropy(s)))
 
 
 @signal("correct", "group", "teacher_logp", whole=True)
 def wrong_by_teacher(s: Streams) -> Tensor:
-    """n times the softmax, over the n wrong answers of the prompt, of the mean log q: the teacher's perplexity to the
-    power -1, with mean 1 over them; 0 for right answers (SCOPE, arXiv 2604.10688)."""
+    """n times the softmax, over the n wrong responses of the prompt, of the mean log q. That is the teacher's
+    perplexity to the power -1, scaled to mean 1 over them. 0 for right responses (SCOPE, arXiv 2604.10688)."""
     return _group_softmax(span_mean(s["teacher_logp"], s.rows), s, members=correct(s) < 0.5)
 
 
 @signal("correct", "group", "behaviour_logp", whole=True)
 def right_by_student(s: Streams) -> Tensor:
-    """n times the softmax, over the n right answers of the prompt, of the mean -log o: the student's perplexity, with
-    mean 1 over them; 0 for wrong answers (SCOPE, arXiv 2604.10688)."""
+    """n times the softmax, over the n right responses of the prompt, of the mean -log o. That is the behaviour
+    student's perplexity, scaled to mean 1 over them. 0 for wrong responses (SCOPE, arXiv 2604.10688)."""
     return _group_softmax(-span_mean(s["behaviour_logp"], s.rows), s, members=correct(s) > 0.5)
 
 
@@ -271,7 +279,7 @@ def _group_softmax(scores: Tensor, s: Streams, members: Tensor) -> Tensor:
 
 
 def _unit_range(values: Tensor) -> Tensor:
-    """Scaled so that the least is 0 and the greatest 1; 0 throughout where all are equal."""
+    """Values [N] scaled so that the smallest is 0 and the largest 1; all 0 where all are equal."""
     if not len(values):
         return values
     low, high = values.min(), values.max()

@@ -1,8 +1,8 @@
 """Partitions of the valid response tokens into spans (arXiv 2606.24084, blocks and newline spans), and controls.
 
-Shapes: N valid response tokens of a batch, sequence after sequence. `rows` int64 [N], non-decreasing, says which
-sequence a token belongs to. A partition is int64 [N]: span ids counted from 0 over the whole batch, so that no span
-crosses from one sequence into the next. A partition whose bounds follow the data is in `changepoint`.
+Shapes: N valid response tokens of a batch, sequence after sequence; T tokens of one sequence. `rows` int64 [N],
+non-decreasing, is the sequence of each token. A partition is int64 [N]: span ids, counted from 0 over the whole batch,
+so that no span crosses from one sequence into the next. Partitions whose bounds follow the data are in `changepoint`.
 """
 
 import torch
@@ -21,7 +21,7 @@ def token_spans(rows: Tensor) -> Tensor:
 
 
 def sequence_spans(rows: Tensor) -> Tensor:
-    """Each sequence one span: the coarsest partition, a control. Numbers a `rows` with gaps anew, from 0.
+    """Each sequence one span: the coarsest partition, a control. A `rows` with gaps is renumbered from 0.
 
     rows: int64 [N]. Returns int64 [N]. Raises ValueError for a decreasing `rows`. Source: ours.
     """
@@ -47,12 +47,13 @@ def newline_spans(
 ) -> Tensor:
     """Spans that end with a line of text, of about `min_tokens` to `max_tokens` tokens.
 
-    A span closes after each token whose text contains a newline; one shorter than `min_tokens` joins the span after
-    it (the last of a sequence has none after it and stays short); one longer than `max_tokens` is cut into chunks of
-    at most that. A sequence without any newline falls back to blocks of `size`.
+    A span ends after each token whose text contains a newline. A span shorter than `min_tokens` joins the next one (the
+    last of a sequence stays short). A span longer than `max_tokens` is cut into chunks of at most `max_tokens`. A
+    sequence without any newline is cut into blocks of `size`.
 
     rows: int64 [N]; ends_line: bool [N], True where the token's text contains a newline. Returns int64 [N].
-    Raises ValueError for lengths that differ, a decreasing `rows`, or `max_tokens` below `min_tokens`.
+    Raises ValueError for lengths that differ, a decreasing `rows`, an `ends_line` that is not bool, `max_tokens` below
+    `min_tokens`, or a `min_tokens` or `size` below 1.
     Source: arXiv 2606.24084, NewlineSpan; the two bounds are ours.
     """
     check.rows_stream(rows)
@@ -77,12 +78,12 @@ def random_spans(rows: Tensor, spans: Tensor, uniforms: Tensor) -> Tensor:
     """Shuffled boundaries, a control: as many spans in each sequence as `spans` has there, cut at random places.
 
     The k - 1 cuts of a sequence with k spans are drawn uniformly, without replacement, from the places between its
-    tokens: a cut before each of the k - 1 tokens with the smallest `uniforms` (the earlier of two equal ones). A
-    sequence's spans depend on its own tokens alone.
+    tokens. A cut stands before each of the k - 1 tokens with the smallest `uniforms`; of two equal ones, the earlier
+    counts as smaller. A sequence's spans depend on its own tokens only.
 
-    rows, spans: int64 [N]; uniforms: float [N] in [0, 1), that of a sequence's first token is not used. Returns
-    int64 [N]. Raises ValueError for lengths that differ, a `spans` that is no partition of `rows`, or a `uniforms`
-    outside of [0, 1). Source: ours.
+    rows, spans: int64 [N]; uniforms: float [N] in [0, 1), not used for a sequence's first token. Returns int64 [N].
+    Raises ValueError for lengths that differ, a `spans` that is no partition of `rows`, or a `uniforms` outside of
+    [0, 1). Source: ours.
     """
     check.rows_stream(rows)
     check.same_length(rows=rows, spans=spans, uniforms=uniforms)
@@ -102,9 +103,9 @@ def require_partition(rows: Tensor, spans: Tensor) -> None:
     """Require int64 span ids [N] that never decrease and change wherever `rows` [N] does. Raises ValueError."""
     check.integer_ids("spans", spans)
     if (spans[1:] < spans[:-1]).any():
-        raise ValueError("spans must not decrease: the tokens of a span stand together")
+        raise ValueError("spans must not decrease: keep the tokens of a span together")
     if (_starts(rows) & ~_starts(spans)).any():
-        raise ValueError("spans must not cross from one sequence into the next")
+        raise ValueError("spans must not cross from one sequence into the next: begin each sequence with a new span")
 
 
 def _starts(ids: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ def _starts(ids: Tensor) -> Tensor:
 
 
 def _row_start(rows: Tensor) -> Tensor:
-    """int64 [N]: where each token's sequence begins in the stream."""
+    """int64 [N]: index in the stream of the first token of each token's sequence."""
     index = torch.arange(len(rows), device=rows.device)
     return torch.where(_starts(rows), index, 0).cummax(0).values if len(rows) else index
 
@@ -132,6 +133,6 @@ def _line_lengths(ends: Tensor, min_tokens: int, max_tokens: int) -> list[int]:
 
 
 def _chunks(length: int, size: int) -> list[int]:
-    """`length` as a list of `size`s and a rest: _chunks(5, 2) == [2, 2, 1]."""
+    """`length` cut into chunks of `size` and a rest: _chunks(5, 2) == [2, 2, 1]."""
     whole, rest = divmod(length, size)
     return [size] * whole + [rest] * (rest > 0)

@@ -1,7 +1,7 @@
-"""Supports: the sets of tokens that a local objective looks at, one set per position (arXiv 2604.13016).
+"""Supports: the tokens over which a local objective is computed, one set per position (arXiv 2604.13016).
 
-Shapes: N valid response tokens, Ks and Kt the student's and the teacher's most probable tokens. A support is int64 or
-int32 [N, K]; a slot without a token holds -1. Each side's tokens are distinct inside a position.
+Shapes: N valid response tokens, Ks and Kt most probable tokens of student and teacher, K tokens of a support. A support
+is int64 or int32 [N, K]; a slot without a token holds -1. Each side's tokens are distinct inside a position.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def union(student_ids: Tensor, teacher_ids: Tensor) -> Tensor:
-    """The teacher's tokens, then the student's that the teacher lacks, else -1.
+    """The teacher's tokens, then the student's; -1 in place of a student's token that the teacher has too.
 
     student_ids: int [N, Ks]; teacher_ids: int [N, Kt]. Returns int [N, Kt + Ks]. Raises ValueError naming the argument.
     """
@@ -18,7 +18,7 @@ def union(student_ids: Tensor, teacher_ids: Tensor) -> Tensor:
 
 
 def intersection(student_ids: Tensor, teacher_ids: Tensor) -> Tensor:
-    """The teacher's tokens that the student holds too, else -1.
+    """The teacher's tokens; -1 in place of one that the student does not have.
 
     student_ids: int [N, Ks]; teacher_ids: int [N, Kt]. Returns int [N, Kt]. Raises ValueError naming the argument.
     """
@@ -27,7 +27,7 @@ def intersection(student_ids: Tensor, teacher_ids: Tensor) -> Tensor:
 
 
 def overlap_ratio(student_ids: Tensor, teacher_ids: Tensor) -> Tensor:
-    """|student's and teacher's| / Kt: the share of the teacher's tokens that are also the student's, in [0, 1].
+    """The share of the teacher's Kt tokens that are also the student's, in [0, 1].
 
     student_ids: int [N, Ks]; teacher_ids: int [N, Kt]. Returns float32 [N]. Raises ValueError naming the argument.
     """
@@ -35,7 +35,7 @@ def overlap_ratio(student_ids: Tensor, teacher_ids: Tensor) -> Tensor:
 
 
 def _held(ids: Tensor, others: Tensor) -> Tensor:
-    """bool [N, K]: whether a position's `others` hold the id. A column at a time: [N, K, K'] would be large."""
+    """bool [N, K]: whether a position's `others` hold the id. One column at a time, because [N, K, K'] is large."""
     held = torch.zeros_like(ids, dtype=torch.bool)
     for column in others.split(1, dim=1):
         held |= ids == column

@@ -1,6 +1,6 @@
 """Divergences over the whole vocabulary, from hidden states, without a [tokens x vocabulary] tensor.
 
-Shapes: N tokens, H and H' the hidden sizes of student and teacher, V their shared vocabulary, C tokens a chunk.
+Shapes: N tokens, H and H' the hidden sizes of student and teacher, V their shared vocabulary, C tokens per chunk.
 Symbols: p the student (carries the gradient), q the teacher, m = beta q + (1 - beta) p.
 """
 
@@ -23,13 +23,13 @@ def vocabulary_divergence(
     temperature: float = 1.0,
     chunk: int = CHUNK,
 ) -> Tensor:
-    """Per position, how far the student is from the teacher, in nats; differentiable in `hidden` and `weight` alone.
+    """Divergence between student and teacher per position, in nats; differentiable in `hidden` and `weight` only.
 
     "reverse_kl" KL(p || q); "forward_kl" KL(q || p); "jsd" beta KL(q || m) + (1 - beta) KL(p || m).
 
     hidden: [N, H]; weight: [V, H]; hidden_q: [N, H']; weight_q: [V, H']. Logits are hidden @ weight.T / temperature.
-    Returns float32 (float64 for float64 input) [N]. Recomputes both sides' logits, a chunk at a time, in the backward
-    pass. Raises ValueError naming the argument. Source: arXiv 2306.13649 (GKD).
+    Returns float32 (float64 for float64 input) [N]. The backward pass computes both sides' logits again, chunk by
+    chunk. Raises ValueError naming the argument. Source: arXiv 2306.13649 (GKD).
     """
     check_kind(kind, beta)
     if len(hidden_q) != len(hidden):
@@ -70,8 +70,11 @@ class _VocabularyDivergence(torch.autograd.Function):
 
 
 def _value(log_p: Tensor, log_q: Tensor, kind: Kind, beta: float) -> Tensor:
-    """The divergence of each row of a chunk, [C]. As `objectives.divergence`, less its care for absent classes: logits
-    of a head are finite, and each pass over [C, V] costs."""
+    """The divergence of each row of a chunk, [C].
+
+    As `objectives.divergence`, but without its handling of absent classes. A head's logits are finite, and every
+    further pass over [C, V] costs time.
+    """
     if kind == "reverse_kl":
         return _kl(log_p, log_q)
     if kind == "forward_kl":
@@ -81,8 +84,11 @@ def _value(log_p: Tensor, log_q: Tensor, kind: Kind, beta: float) -> Tensor:
 
 
 def _slope(log_p: Tensor, log_q: Tensor, kind: Kind, beta: float) -> Tensor:
-    """d divergence / d logits of p, [C, V], in closed form: p - q for the forward KL, else p (g - sum of p g) with
-    g = d divergence / d p up to a constant: log p - log q (reverse KL) or (1 - beta) (log p - log m) (JSD)."""
+    """d divergence / d logits of p, [C, V], in closed form.
+
+    p - q for the forward KL, else p (g - sum of p g). g is d divergence / d p up to a constant: log p - log q for the
+    reverse KL, (1 - beta) (log p - log m) for the JSD.
+    """
     p = log_p.exp()
     if kind == "forward_kl":
         return p.sub_(log_q.exp_())

@@ -1,7 +1,7 @@
-"""The steps between a signal and a weight: reduce over a partition, map, and the controls that take a step away.
+"""The steps from a signal to a weight: reduce over a partition, then map. Controls replace a step.
 
-Shapes: N tokens, S spans. Values of spans are [S]; `spans` int64 [N], ids 0..S-1 without gaps, non-decreasing.
-Nothing here carries a gradient.
+Shapes: N tokens, S spans, T tokens of one sequence. Values of spans are [S]; `spans` is int64 [N], ids 0..S-1 without
+gaps, non-decreasing. Nothing here carries a gradient.
 """
 
 import math
@@ -14,7 +14,7 @@ from .gates import span_mean, widen
 
 
 def reduce_spans(values: Tensor, spans: Tensor, reducer: str) -> Tensor:
-    """One value a span from its tokens' values [N]: [S].
+    """One value per span [S] from its tokens' values [N].
 
     "mean", "abs_mean" |mean|, "mean_abs" mean of |v|, "rms" sqrt(mean v^2), "root_mean" sqrt(max(mean v, 0)), "max",
     "first", "sum". Raises ValueError for another name.
@@ -36,11 +36,11 @@ def reduce_spans(values: Tensor, spans: Tensor, reducer: str) -> Tensor:
 
 
 def reduce_prefix(values: Tensor, rows: Tensor, reducer: str, exclusive: bool = False) -> Tensor:
-    """One value a token from the tokens of its sequence up to it (before it, if exclusive): [N].
+    """One value per token [N] from the tokens of its sequence up to it, or before it if exclusive.
 
-    "sum", "mean" (0 for nothing), or "share": the prefix's share of the sequence's sum (0 where that is 0).
-    Sums run in float64 and inside one sequence, so that no other one shows in them, not even by rounding.
-    Raises ValueError for another reducer.
+    "sum", "mean" (0 for an empty prefix), or "share": the prefix's share of the sequence's sum (0 where the sum is 0).
+    Sums run in float64 and inside one sequence, so that no other sequence changes them, not even by rounding.
+    Raises ValueError for another reducer, or a decreasing `rows`.
     """
     check.rows_stream(rows)
     if reducer not in ("sum", "mean", "share"):
@@ -52,7 +52,7 @@ def reduce_prefix(values: Tensor, rows: Tensor, reducer: str, exclusive: bool = 
 
 
 def affine(values: Tensor, offset: float, scale: float, low: float | None, high: float | None, shift: float) -> Tensor:
-    """clip(offset + scale * v, low, high) + shift; None for no bound."""
+    """clip(offset + scale * v, low, high) + shift; None leaves a bound out."""
     bounded = offset + scale * values
     return (bounded if low is None and high is None else bounded.clamp(low, high)) + shift
 
@@ -63,30 +63,32 @@ def sigmoid(values: Tensor, centre: float, width: float, low: float) -> Tensor:
 
 
 def keep_top(values: Tensor, share: float) -> Tensor:
-    """1 for the greatest ceil(share * S) of the values [S], 0 for the others; the earlier one wins a tie."""
+    """1 for the largest ceil(share * S) of the values [S], 0 for the others. Of equal values, the earlier is kept."""
     kept = torch.zeros_like(values)
-    count = math.ceil(share * len(values) * (1 - 1e-12))  # without dust such as 0.07 * 100 = 7.000000000000001
+    count = math.ceil(share * len(values) * (1 - 1e-12))  # not 8 for 0.07 * 100 = 7.000000000000001
     kept[values.argsort(descending=True, stable=True)[:count]] = 1
     return kept
 
 
 def effective_share(weights: Tensor, sizes: Tensor) -> float:
-    """Kish's effective sample size of spans' weights [S] borne by `sizes` [S] tokens, as a share of the tokens."""
+    """Kish's effective sample size as a share of the tokens. weights: float [S]; sizes: [S], tokens of each span."""
     wide, sizes = weights.double(), sizes.double()
     total, squared = (wide * sizes).sum(), (wide.square() * sizes).sum()
     return float(total**2 / (squared * sizes.sum())) if squared > 0 else 0.0
 
 
 def tau_for_ess(drift: Tensor, sizes: Tensor, share: float, highest: float = 1000.0) -> float:
-    """The tau at which the gates exp(-tau * drift) are worth `share` of the tokens (ours).
+    """The tau at which the gates exp(-tau * drift) have an effective sample size of `share` of the tokens.
 
-    drift: float [S] >= 0, in nats (`span_drift`); sizes: int64 [S], tokens of each span; share in (0, 1). The
-    effective sample size falls as tau grows (log ESS has derivative 2 E_2tau[s] - 2 E_tau[s] <= 0), so bisection finds
-    the one tau, to a relative 1e-9. Returns `highest` where even that leaves more than the share: a drift that is
-    rounding noise must not be magnified without bound.
+    The effective sample size falls as tau grows (log ESS has derivative 2 E_2tau[s] - 2 E_tau[s] <= 0). So bisection
+    finds the one tau, to a relative 1e-9.
+
+    drift: float [S] >= 0, in nats (`span_drift`); sizes: int64 [S], tokens of each span; share in (0, 1). Returns
+    `highest` where even that tau leaves more than the share: a drift that is only rounding noise must not be magnified
+    without bound. Source: ours.
     """
     wide = drift.double()
-    excess = wide - wide.min() if len(wide) else wide  # the same weights up to a constant, which cannot underflow
+    excess = wide - wide.min() if len(wide) else wide  # scales all weights alike, so that they cannot all underflow
     if not len(wide) or effective_share(torch.exp(-highest * excess), sizes) > share:
         return highest
     low, high = 0.0, highest
@@ -113,23 +115,23 @@ def shuffle_across(values: Tensor, draws: Tensor) -> Tensor:
 
 
 def resample(values: Tensor, draws: Tensor) -> Tensor:
-    """Each span draws its value from all spans' values, with replacement: [S]. draws: float [S] in [0, 1)."""
+    """Each span's value is drawn from all spans' values, with replacement: [S]. draws: float [S] in [0, 1)."""
     return values[(draws.double() * len(values)).long().clamp(max=max(len(values) - 1, 0))]
 
 
 def constant(values: Tensor, sizes: Tensor) -> Tensor:
-    """Every span gets the mean over tokens: [S]."""
+    """Every span gets the mean over tokens: [S]. sizes: [S], tokens of each span."""
     sizes = sizes.to(values.dtype)
     return torch.full_like(values, float((values * sizes).sum() / sizes.sum())) if len(values) else values
 
 
 def inverse(values: Tensor, least: float = 1e-3) -> Tensor:
-    """1 / max(v, least): spans that a gate closes are opened instead, a thousandfold at most."""
+    """1 / max(v, least): the lower a span's gate, the larger its weight. At most 1 / least."""
     return 1 / values.clamp(min=least)
 
 
 def first_of(spans: Tensor) -> Tensor:
-    """Place of each span's first token: int64 [S]."""
+    """Index of each span's first token: int64 [S]."""
     start = torch.ones_like(spans, dtype=torch.bool)
     start[1:] = spans[1:] != spans[:-1]
     return start.nonzero().flatten()
@@ -141,7 +143,7 @@ def _max(values: Tensor, spans: Tensor) -> Tensor:
 
 
 def _reduce_prefix(values: Tensor, reducer: str, exclusive: bool) -> Tensor:
-    """Of one sequence, float64 [T]."""
+    """`reduce_prefix` of one sequence, float64 [T]."""
     upto = torch.cat([values.new_zeros(1), values.cumsum(0)])
     sums, whole = upto[:-1] if exclusive else upto[1:], upto[-1]
     if reducer == "mean":

@@ -1,1 +1,1 @@
-"""Engines: token ids in, token ids out."""
+"""Rollout engines: token ids in, token ids out."""

@@ -1,15 +1,15 @@
-"""The sampler that leans towards the teacher as far as a KL budget allows: TRB (arXiv 2605.31159).
+"""A mixture of student and teacher, as close to the teacher as a KL budget allows: TRB (arXiv 2605.31159).
 
-Shapes: B rows, V vocabulary. Symbols: p student, q teacher, mu sampler, b share of the teacher in log space.
+Shapes: B rows, V vocabulary. Symbols: p student, q teacher, mu mixture, b weight of the teacher in log space.
 """
 
 import torch
 from torch import Tensor
 
-HALVINGS = 40
-"""Steps of the bisection: b is at most 2^-40 below the largest that the budget allows."""
-ELEMENTS = 2**24
-"""Entries of [B, V] worked on at once, in float64: bounds the extra memory to some 128 MB a copy."""
+BISECTION_STEPS = 40
+"""b is at most 2^-40 below the largest value that the budget allows."""
+ELEMENTS_AT_ONCE = 2**24
+"""Entries of [B, V] processed at once, in float64. Limits the extra memory to about 128 MB per copy."""
 
 
 def blend(log_p: Tensor, log_q: Tensor, budget: float) -> tuple[Tensor, Tensor]:
@@ -19,14 +19,14 @@ def blend(log_p: Tensor, log_q: Tensor, budget: float) -> tuple[Tensor, Tensor]:
     type of log_p and b float64 [B]; b is 0 in every row at budget 0. Raises ValueError for a negative budget.
     """
     if not budget >= 0:
-        raise ValueError(f"budget = {budget}: a KL budget in nats is 0 or more")
-    rows = max(1, ELEMENTS // log_p.shape[1])
+        raise ValueError(f"budget = {budget}: a KL budget in nats must be 0 or more")
+    rows = max(1, ELEMENTS_AT_ONCE // log_p.shape[1])
     parts = [_blend(p, q, budget) for p, q in zip(log_p.split(rows), log_q.split(rows))]
     return torch.cat([log_mu for log_mu, _ in parts]).to(log_p.dtype), torch.cat([b for _, b in parts])
 
 
 def _blend(log_p: Tensor, log_q: Tensor, budget: float) -> tuple[Tensor, Tensor]:
-    """Rows where the teacher itself is within the budget, most of them late in training, need no bisection."""
+    """`blend` of some rows. Where the teacher itself is within the budget, as in most rows late in training, b is 1."""
     log_p, log_q = log_p.double().log_softmax(-1), log_q.double().log_softmax(-1)
     b = torch.zeros_like(log_p[:, 0])
     if budget > 0:
@@ -37,9 +37,9 @@ def _blend(log_p: Tensor, log_q: Tensor, budget: float) -> tuple[Tensor, Tensor]
 
 
 def _bisect(log_p: Tensor, log_q: Tensor, budget: float) -> Tensor:
-    """KL(mu_b || p) grows with b, its derivative being b Var_mu(log q - log p); the lower end stays within budget."""
+    """The largest b [B] within the budget. KL(mu_b || p) grows with b: its derivative is b Var_mu(log q - log p)."""
     low, high = torch.zeros_like(log_p[:, 0]), torch.ones_like(log_p[:, 0])
-    for _ in range(HALVINGS):
+    for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
         fits = _kl(_mix(log_p, log_q, middle), log_p) <= budget
         low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)

@@ -1,8 +1,8 @@
-"""Key-value caches with room to grow: a step writes its one position instead of copying all that came before, and a
-row that ends gives its place to the last one.
+"""Key-value caches with free room: a decoding step writes one position instead of copying all earlier ones. The place
+of a row that ends is filled with one of the last rows.
 
-Shapes: U prompts, B rows (their answers), h key-value heads, r query heads to each, D head size, P longest prompt,
-C capacity in positions, S most running answers of a prompt.
+Shapes: U prompts, B rows (their responses), h key-value heads, r query heads per key-value head, D head size, P longest
+prompt, t new positions, C capacity in positions, S largest number of running responses of one prompt, X any size.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 GROWTH = 256
-"""Least positions added when room runs out."""
-BLOCK = 64
-"""Positions of an answer that lie together, see `AnswerLayer`."""
-GPU_BLOCK = 1024
-"""The same on a GPU, where what counts is the number of products."""
+"""Positions added, at least, when a cache is full."""
+BLOCK_POSITIONS = 64
+"""Positions of a response in one tensor on a CPU, see `ResponseLayer`."""
+GPU_BLOCK_POSITIONS = 1024
+"""The same on a GPU, where the number of matrix products decides the speed."""
 
 
 class GrowingLayer(CacheLayerMixin):
-    """Keys and values of one layer, [B, h, C, D], of which `length` positions are filled; for a model's own modules."""
+    """Keys and values of one layer, [B, h, C, D], `length` positions filled; for a model's own modules."""
 
     is_sliding = False
     length = 0
@@ -37,16 +37,16 @@ class GrowingLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         before, self.length = self.length, self.length + key_states.shape[2]
         self.keys, self.values = (_grown(p, n, before) for p, n in zip(self._both(), (key_states, value_states)))
-        if not before:  # as they came: attention kernels that read a whole prompt want them so
+        if not before:  # as given, not copied: attention kernels for a whole prompt need this layout
             return key_states, value_states
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def select(self, rows: Tensor) -> None:
-        """Keep `rows` int64 [B'] only, in that order; a row may be repeated."""
+        """Keep only `rows` int64 [B'], in that order; a row may be repeated."""
         self.keys, self.values = (part[rows] for part in self._both())
 
     def replace(self, places: Tensor, rows: Tensor, count: int) -> None:
-        """Put `rows` int64 [n] into `places` int64 [n], then keep the first `count` rows; copies those n alone."""
+        """Copy `rows` int64 [n] to `places` int64 [n], then keep the first `count` rows."""
         for part in self._both():
             part[places, :, : self.length] = part[rows, :, : self.length]
         self.keys, self.values = (part[:count] for part in self._both())
@@ -83,13 +83,14 @@ class GrowingCache(Cache):
             layer.replace(places, rows, count)  # type: ignore[union-attr]
 
 
-class AnswerLayer:
-    """Keys and values of one layer for `DecodeStep`: the prompts' once for all their answers, `prompt` [2, U h, P, D],
-    and the answers' own in `blocks` [2, B, h, BLOCK or GPU_BLOCK, D], `length` positions of which are filled (the
-    others are 0).
+class ResponseLayer:
+    """Keys and values of one layer for `DecodeStep`.
 
-    A small model's time goes into reading these, and a CPU reads a block twice as fast as the filled part of a larger
-    tensor, whose gaps stop its prefetching.
+    `prompt` [2, U h, P, D] holds each prompt once for all its responses. `blocks` hold the responses' own positions,
+    each [2, B, h, `block_size`, D]. Together they have `length` filled positions; the others are 0.
+
+    A small model spends most of its time reading these tensors. A CPU reads a block twice as fast as the filled part of
+    a larger tensor, because the gaps between rows stop its prefetching.
     """
 
     length = 0
@@ -98,10 +99,10 @@ class AnswerLayer:
         """keys, values: the prompts', [U, h, P, D]."""
         self.prompt = torch.stack([keys, values]).flatten(1, 2)
         self.blocks: list[Tensor] = []
-        self.block_size = GPU_BLOCK if keys.is_cuda else BLOCK
+        self.block_size = GPU_BLOCK_POSITIONS if keys.is_cuda else BLOCK_POSITIONS
 
     def append(self, key: Tensor, value: Tensor) -> None:
-        """Take in one position of each answer, [B, h, D]."""
+        """Append one position of each response, [B, h, D]."""
         place = self.length % self.block_size
         if not place:
             rows, heads, head_size = key.shape
@@ -116,21 +117,24 @@ class AnswerLayer:
         self.blocks = [block[:, :count] for block in self.blocks]
 
 
-class AnswerCache:
-    """One AnswerLayer per layer of the model, and where a prompt's answers meet: `places` int64 [B h] are those of each
-    row's heads among [U, h, S]. Where no prompt has several, the prompts are in the order of the rows."""
+class ResponseCache:
+    """One ResponseLayer per layer of the model, and the responses of each prompt.
+
+    `places` int64 [B h] are the indices of each row's heads in a flattened [U, h, S]. Where no prompt has more than one
+    response, the prompts are in the order of the rows.
+    """
 
     def __init__(self, prompts: Sequence[tuple[Tensor, Tensor]], owner: Tensor):
-        """prompts: each layer's keys and values [U, h, P, D]; owner: int64 [B], each answer's prompt."""
-        self.layers = [AnswerLayer(keys, values) for keys, values in prompts]
+        """prompts: each layer's keys and values [U, h, P, D]; owner: int64 [B], each response's prompt."""
+        self.layers = [ResponseLayer(keys, values) for keys, values in prompts]
         self.prompts, self.heads = prompts[0][0].shape[:2]
         self._own(owner.clone())
 
     def replace(self, places: Tensor, rows: Tensor, count: int) -> None:
-        """See `GrowingLayer.replace`, for every layer; prompts without a running answer are let go."""
+        """See `GrowingLayer.replace`, for every layer. Prompts without a running response are dropped."""
         self.owner[places] = self.owner[rows]
         running, owner = self.owner[:count].unique(return_inverse=True)
-        if len(running) == count:  # one answer each: the prompts in their order, and nothing to spread
+        if len(running) == count:  # one response each: prompts in the order of the rows
             running, owner = self.owner[:count], torch.arange(count, device=owner.device)
         for layer in self.layers:
             layer.replace(places, rows, count)
@@ -140,7 +144,7 @@ class AnswerCache:
         self._own(owner)
 
     def spread(self, rows: Tensor) -> Tensor:
-        """From [B h, r, X] to [U h, S r, X], zero where a prompt has fewer than S answers."""
+        """From [B h, r, X] to [U h, S r, X], zero where a prompt has fewer than S responses."""
         if self.most == 1:
             return rows
         room = rows.new_zeros(self.prompts * self.heads * self.most, *rows.shape[1:])
@@ -148,7 +152,7 @@ class AnswerCache:
         return room.view(self.prompts * self.heads, -1, rows.shape[-1])
 
     def gather(self, spread: Tensor, each: int) -> Tensor:
-        """Back from [U h, S r, X] to [B h, r, X], r being `each`."""
+        """Back from [U h, S r, X] to [B h, r, X]; `each` is r."""
         if self.most == 1:
             return spread
         return spread.view(-1, each, spread.shape[-1])[self.places]
@@ -156,7 +160,7 @@ class AnswerCache:
     def _own(self, owner: Tensor) -> None:
         self.owner = owner
         counts, order = owner.bincount(minlength=self.prompts), owner.argsort(stable=True)
-        number = torch.empty_like(owner)  # of a row among its prompt's
+        number = torch.empty_like(owner)  # a row's number among the rows of its prompt
         number[order] = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner[order]]
         self.most = int(counts.max()) if len(owner) else 0
         heads = torch.arange(self.heads, device=owner.device)
@@ -164,7 +168,7 @@ class AnswerCache:
 
 
 def _grown(part: Tensor, new: Tensor, filled: int) -> Tensor:
-    """`part` [B, h, C, D] with new [B, h, t, D] behind its first `filled` positions; moved where it has no room."""
+    """`part` [B, h, C, D] with `new` [B, h, t, D] after its first `filled` positions. A full `part` is copied first."""
     length = filled + new.shape[2]
     if length > part.shape[2]:
         rows, heads, _, size = new.shape

@@ -1,9 +1,9 @@
-"""One more token for every row, in few large operations on the live weights of a Llama-like model.
+"""One decoding step for every row, in a few large operations on the live weights of a Llama-like model.
 
-The modules of transformers spend most of a small model's decoding in overhead, and their attention for a single query
-(scaled_dot_product_attention on a CPU) is up to seven times slower than two batched products.
+With the modules of transformers, most of a small model's decoding time is overhead. Their attention for a single query
+(scaled_dot_product_attention on a CPU) is up to seven times slower than two batched matrix products.
 
-Shapes: B rows, H hidden, h heads, g heads a key-value head, D head size, L positions, P longest prompt.
+Shapes: B rows, H hidden, h query heads, g key-value heads, D head size, P longest prompt.
 Sources: Llama (arXiv 2302.13971), Qwen3 (arXiv 2505.09388: RMSNorm on each head's query and key).
 """
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cache import AnswerCache, AnswerLayer
+from .cache import ResponseCache, ResponseLayer
 
-KINDS = ("llama", "qwen2", "qwen3")
+MODEL_TYPES = ("llama", "qwen2", "qwen3")
 Linear = tuple[Tensor, Tensor | None]
 """Weight and bias."""
 Norm = tuple[Tensor, float]
@@ -24,16 +24,17 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def can_decode(model: Any) -> bool:
-    """Whether a causal LM is built of the parts that `DecodeStep` knows: no adapters, SiLU, rotary positions that do
-    not change with the length."""
+    """Whether `DecodeStep` supports a causal LM: its model type, no adapters, SiLU, and rotary positions that do not
+    change with the length."""
     config = model.config
     plain = all(type(part) is nn.Linear for name, part in model.named_modules() if name.split(".")[-1] in LINEARS)
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    return config.model_type in KINDS and config.hidden_act == "silu" and plain and rope not in ("dynamic", "longrope")
+    known = config.model_type in MODEL_TYPES and config.hidden_act == "silu"
+    return known and plain and rope not in ("dynamic", "longrope")
 
 
 class _Layer(NamedTuple):
-    """A layer's weights: bare tensors, for looking up a module's parameters costs a small model's step a tenth."""
+    """A layer's weights as plain tensors. Looking up a module's parameters takes a tenth of a small model's step."""
 
     before: Norm
     after: Norm
@@ -49,22 +50,25 @@ class _Layer(NamedTuple):
 
 
 class DecodeStep:
-    """The body of a model for one token a row; goes on with a cache that the model's own modules began."""
+    """The body of a model for one token per row. The cache starts with the prompts, encoded by the model's modules."""
 
     def __init__(self, model: Any, positions: int):
-        """positions: those to come at most, prompt included."""
+        """positions: the most that a row can reach, prompt included."""
         body, attention = model.base_model, model.base_model.layers[0].self_attn
         self.embedding, self.norm = body.embed_tokens.weight, _norm(body.norm)
         self.layers = [_layer(layer) for layer in body.layers]
         self.size, self.scaling = attention.head_dim, attention.scaling
         cos, sin = body.rotary_emb(self.embedding, torch.arange(positions, device=self.embedding.device)[None])
         self.half = cos.shape[-1] // 2
-        # of the rotation (-x2, x1), the sign goes to the sine, and what is left is a roll by half
+        # the rotation (-x2, x1) is a roll by half a head, with the sign moved into the sine
         self.cos, self.sin = cos[0], torch.cat([-sin[0, :, : self.half], sin[0, :, self.half :]], 1)
 
-    def __call__(self, tokens: Tensor, positions: Tensor, cache: AnswerCache, visible: Tensor | None) -> Tensor:
-        """tokens, positions: int64 [B]; visible: bool [B, P], False at the padding before a short prompt; None without
-        padding. Returns the states [B, H] that predict the next tokens."""
+    def __call__(self, tokens: Tensor, positions: Tensor, cache: ResponseCache, visible: Tensor | None) -> Tensor:
+        """Hidden states [B, H] that predict the next tokens.
+
+        tokens, positions: int64 [B]; visible: bool [B, P], False at the padding before a short prompt, or None where
+        nothing is padded.
+        """
         x = F.embedding(tokens, self.embedding)
         rotation = self.cos[positions][:, None], self.sin[positions][:, None]
         hidden = None if visible is None else ~visible[:, None, None]
@@ -78,11 +82,11 @@ class DecodeStep:
         layer: _Layer,
         x: Tensor,
         rotation: tuple[Tensor, Tensor],
-        cache: AnswerCache,
-        kept: AnswerLayer,
+        cache: ResponseCache,
+        kept: ResponseLayer,
         hidden: Tensor | None,
     ) -> Tensor:
-        """hidden: bool [B, 1, 1, P], where nothing may be seen."""
+        """x: [B, H]; hidden: bool [B, 1, 1, P], True at padding. Returns [B, H]."""
         heads = len(x), -1, self.size
         query, key = F.linear(x, *layer.query).view(heads), F.linear(x, *layer.key).view(heads)
         if layer.query_norm is not None and layer.key_norm is not None:
@@ -97,23 +101,25 @@ class DecodeStep:
         return torch.addcmul(x * cos, x.roll(self.half, -1), sin)
 
 
-def _attend(query: Tensor, cache: AnswerCache, kept: AnswerLayer, hidden: Tensor | None) -> Tensor:
-    """query: [B g, h/g, D], scaled. Returns the values' mean by softmax(query keys^T) over the prompt and the answer,
-    of the same shape; softmax and sums in float32 (or float64)."""
+def _attend(query: Tensor, cache: ResponseCache, kept: ResponseLayer, hidden: Tensor | None) -> Tensor:
+    """Mean of the values, weighted by softmax(query keys^T) over prompt and response.
+
+    query: [B g, h/g, D], scaled. Returns the same shape. Softmax and sums run in float32 (or float64).
+    """
     each, (keys, values) = query.shape[1], kept.prompt
-    width, answer = keys.shape[1], [block.flatten(1, 2) for block in kept.blocks]
+    width, blocks = keys.shape[1], [block.flatten(1, 2) for block in kept.blocks]
     prompts = cache.gather(torch.bmm(cache.spread(query), keys.transpose(1, 2)), each)
-    scores = torch.cat([prompts, *(torch.bmm(query, block[0].transpose(1, 2)) for block in answer)], -1)
+    scores = torch.cat([prompts, *(torch.bmm(query, block[0].transpose(1, 2)) for block in blocks)], -1)
     if hidden is not None:
         scores.view(len(hidden), -1, *scores.shape[1:])[..., :width].masked_fill_(hidden, -torch.inf)
     scores[..., width + kept.length :] = -torch.inf
     shares = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype)
-    prompt, *own = shares.split([width, *(block.shape[2] for block in answer)], -1)
+    prompt, *own = shares.split([width, *(block.shape[2] for block in blocks)], -1)
     mixed = cache.gather(torch.bmm(cache.spread(prompt), values), each)
-    if mixed.dtype == torch.bfloat16:  # a running sum in it would lose what later blocks add
-        later = (torch.bmm(part, block[1]).float() for part, block in zip(own, answer))
+    if mixed.dtype == torch.bfloat16:  # a running sum in bfloat16 would lose what later blocks add
+        later = (torch.bmm(part, block[1]).float() for part, block in zip(own, blocks))
         return sum(later, mixed.float()).to(mixed.dtype)
-    for part, block in zip(own, answer):
+    for part, block in zip(own, blocks):
         mixed.baddbmm_(part, block[1])
     return mixed
 

@@ -1,4 +1,4 @@
-"""What every rollout engine takes and gives: token ids, never text that is tokenised again."""
+"""The interface of every rollout engine: token ids in and out, never text that is tokenised again."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from ..models.policy import Policy
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt and the addresses (see `keyed.generator`) of the responses wanted for it."""
+    """One prompt and the random keys (see `keyed.generator`) of its responses, one key per response."""
 
     prompt: tuple[int, ...]
     keys: tuple[tuple[int | str, ...], ...]
     teacher_prompt: tuple[int, ...] | None = None
-    """The prompt as a teacher that takes part is shown it; None for the same ids."""
+    """The prompt for a teacher that takes part in sampling; None for the same ids."""
 
     @property
     def for_teacher(self) -> tuple[int, ...]:
@@ -24,24 +24,27 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw."""
+    """Sampling settings."""
 
     max_new_tokens: int
     temperature: float
     top_p: float
     stop_ids: tuple[int, ...]
     budget: float | None = None
-    """KL(sampler || student) in nats that each token may spend on the guide, see `blend`; None or 0 for none."""
+    """Largest KL(mixture || student) per token, in nats, by which draws may lean towards the guide, see `blend`. None
+    or 0 for no guide."""
 
 
 class Engine(Protocol):
-    """Anything that samples from a model."""
+    """Samples responses from a model."""
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, advance: Callable[[int], None] | None = None
     ) -> list[list[Response]]:
-        """Responses of each request, in order of its keys, each with the version that wrote it. `advance(n)` is called
-        for every n responses that end."""
+        """Responses of each request, in the order of its keys, each with the version that wrote it.
+
+        Calls `advance(n)` when n more responses have ended.
+        """
         ...
 
     def load(self, policy: Policy, version: int) -> None:

@@ -1,4 +1,4 @@
-"""The default engine: decodes in this process, on the live weights, through the Hugging Face modules.
+"""The default engine: decodes Hugging Face models in this process, on the live weights.
 
 Shapes: B responses being decoded, V vocabulary.
 """
@@ -20,9 +20,10 @@ from .sampling import sample
 
 
 class HFEngine:
-    """Decodes `batch` responses at once (all of them for None); a prompt is encoded once for all its responses.
+    """Decodes `batch` responses at once (None: all). A prompt is encoded once for all its responses.
 
-    `guide` is the teacher, on the same device and vocabulary, that `Sampling.budget` lets the draws lean towards.
+    `guide` is the teacher towards which `Sampling.budget` lets the draws lean. It has the student's device and
+    vocabulary.
     """
 
     def __init__(self, policy: Policy, batch: int | None = None, guide: Policy | None = None):
@@ -39,9 +40,9 @@ class HFEngine:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, advance: Callable[[int], None] | None = None
     ) -> list[list[Response]]:
-        """See `Engine.generate`. Prompts of like length are decoded together.
+        """See `Engine.generate`. Prompts of similar length are decoded together.
 
-        Raises ValueError for a budget without a guide, or with one of another vocabulary.
+        Raises ValueError for a budget without a guide, or a guide with another vocabulary.
         """
         models = [(policy.for_decoding(), policy.vocabulary) for policy in self._policies(sampling.budget)]
         responses: list[list[Response]] = [[] for _ in requests]
@@ -50,12 +51,12 @@ class HFEngine:
             chosen = [requests[i] for i in part]
             prompts = [r.prompt for r in chosen], [r.for_teacher for r in chosen]
             readers = [Reader(*model, shown, sampling.max_new_tokens) for model, shown in zip(models, prompts)]
-            for index, answers in zip(part, _Decoder(readers, sampling, chosen, advance or (lambda n: None)).run()):
-                responses[index] = [replace(answer, version=self.version) for answer in answers]
+            for index, group in zip(part, _Decoder(readers, sampling, chosen, advance or (lambda n: None)).run()):
+                responses[index] = [replace(response, version=self.version) for response in group]
         return responses
 
     def _policies(self, budget: float | None) -> list[Policy]:
-        """Those that decode: the student, and behind it the guide where there is a budget."""
+        """The models that decode: the student, then the guide where there is a budget."""
         if not budget:
             return [self.policy]
         if self.guide is None:
@@ -66,7 +67,7 @@ class HFEngine:
         return [self.policy, self.guide]
 
     def _parts(self, requests: Sequence[Request], order: list[int]) -> list[list[int]]:
-        """Cut the order into runs of at most `batch` responses (a single request may exceed it)."""
+        """Cut the order into parts of at most `batch` responses. A single request may exceed it."""
         parts: list[list[int]] = []
         size = 0
         for index in order:
@@ -81,9 +82,9 @@ class HFEngine:
 
 
 class _Decoder:
-    """One batch from prefill to the last token. `rows` [B] says which response each running row is.
+    """One batch from prefill to the last token. `rows` int64 [B] is the response of each running row.
 
-    The first reader is the student, a second one the teacher that the draws lean towards.
+    The first reader is the student. A second one is the guide.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class _Decoder:
             self.ids[self.rows, step], self.logprobs[self.rows, step] = tokens, logprobs
             ended = torch.isin(tokens, self.stops)
             count = int(ended.sum())
-            self.advance(count)  # at every token, for it may ask to stop
+            self.advance(count)  # at every token, also with 0, because it may raise to stop
             if count:
                 tokens = self._drop(tokens, ended, step)
             if not len(tokens) or step + 1 == self.sampling.max_new_tokens:
@@ -125,7 +126,7 @@ class _Decoder:
         return self._responses()
 
     def _drop(self, tokens: Tensor, ended: Tensor, step: int) -> Tensor:
-        """Take the rows that ended (bool [B]) from the batch, the last rows moving into their places."""
+        """Remove the rows that ended (bool [B]) from the batch. The last rows move into their places."""
         self.finished[self.rows[ended]] = True
         self.lengths[self.rows[ended]] = step + 1
         running = (~ended).nonzero().flatten()
@@ -139,7 +140,7 @@ class _Decoder:
         return tokens[:count]
 
     def _sample(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Next tokens int64 [B], and the student's log-probabilities of them, whoever else had a say."""
+        """Next tokens int64 [B] and their log-probabilities under the student, with or without a guide."""
         how = self.sampling
         logits = [reader.logits(how.temperature) for reader in self.readers]
         if len(logits) == 1:
@@ -155,5 +156,5 @@ class _Decoder:
             Response(tuple(ids[i][:n]), tuple(logprobs[i][:n]), done)
             for i, (n, done) in enumerate(zip(lengths, finished))
         ]
-        answers = iter(flat)
-        return [[next(answers) for _ in request.keys] for request in self.requests]
+        ordered = iter(flat)
+        return [[next(ordered) for _ in request.keys] for request in self.requests]

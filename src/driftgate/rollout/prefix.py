@@ -1,4 +1,4 @@
-"""Responses that the teacher begins and the student goes on with."""
+"""Responses whose first tokens the teacher writes and whose rest the student writes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,11 +15,11 @@ def generate_with_prefix(
     tokens: int,
     advance: Callable[[int], None] | None = None,
 ) -> list[list[Response]]:
-    """The teacher writes the first `tokens` tokens of each response, the student the rest, up to the limit in all.
+    """The teacher writes the first `tokens` tokens of each response, the student the rest. The limit holds for both.
 
-    The teacher draws plainly (no budget), at key + ("prefix",), the student at the key itself, so that neither's draws
-    depend on how many the other made. Where the teacher stops, the response is finished and all prefix. Returns
-    responses as `Engine.generate` does; `Response.prefix` tells whose tokens (and log-probabilities) are whose.
+    The teacher draws without a budget, with the random key + ("prefix",). The student draws with the key itself. So the
+    draws of one do not depend on how many the other made. Where the teacher stops, the response is finished and is all
+    prefix. Returns responses as `Engine.generate` does; `Response.prefix` counts the teacher's tokens.
     """
     if tokens <= 0:
         return student.generate(requests, sampling, advance)
@@ -45,13 +45,13 @@ def _begin(teacher: Engine, requests: Sequence[Request], sampling: Sampling) -> 
 
 
 def _continued(request: Request, key: tuple[int | str, ...], ids: tuple[int, ...]) -> Request:
-    """What is asked of the student: prompt + prefix, and one response."""
+    """The student's request: prompt + prefix, for one response."""
     shown = None if request.teacher_prompt is None else request.teacher_prompt + ids
     return Request(request.prompt + ids, (key,), shown)
 
 
 def _joined(start: Response, rest: Response | None) -> Response:
-    """One response of both parts; `rest` is None where the teacher's is all there is."""
+    """Both parts as one response; `rest` is None where the student wrote nothing."""
     if rest is None:
         return replace(start, prefix=len(start.ids))
     both = {"ids": start.ids + rest.ids, "logprobs": start.logprobs + rest.logprobs}

@@ -1,6 +1,7 @@
-"""One model of a decoding batch: it reads tokens in lockstep with the others and says what may follow.
+"""One model of a decoding batch: it reads the same tokens as the other models and gives logits of the next ones.
 
-Shapes: U prompts, B responses being decoded, P longest prompt, L positions so far, H hidden, V vocabulary.
+Shapes: U prompts, B responses being decoded, P longest prompt, t new positions, L positions so far, H hidden, V
+vocabulary.
 """
 
 from collections.abc import Sequence
@@ -10,20 +11,21 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .cache import AnswerCache, GrowingCache
+from .cache import GrowingCache, ResponseCache
 from .decode_step import DecodeStep, can_decode
 
-FEW = 8
-"""Rows up to which a CPU makes float32 logits in half to two thirds of the time with the wide matrix in front."""
+HEAD_FIRST_ROWS = 8
+"""Up to so many rows, a CPU computes float32 logits as head @ hidden.T in half to two thirds of the time of
+hidden @ head.T."""
 
 
 class Reader:
-    """A model, its own prompts and its cache; `hidden` [B, H] is the state that predicts each row's next token."""
+    """A model, its own prompts and its cache. `hidden` [B, H] is the state that predicts each row's next token."""
 
     hidden: Tensor
 
     def __init__(self, model: nn.Module, vocabulary: int | None, prompts: Sequence[tuple[int, ...]], new_tokens: int):
-        """new_tokens: those to come at most. Models that `DecodeStep` does not know decode through their modules."""
+        """new_tokens: limit per response. Models that `DecodeStep` does not support decode through their modules."""
         self.model, self.prompts = model, prompts
         self.head: Tensor = model.get_output_embeddings().weight[:vocabulary]  # type: ignore[operator, index, assignment]
         self.device = self.head.device
@@ -32,7 +34,7 @@ class Reader:
         self.cache: Any = GrowingCache() if self.decode_step is None else DynamicCache()
 
     def prefill(self, owner: Tensor) -> None:
-        """Encode each prompt once, padded on the left; then one row per response, of prompt `owner` int64 [B]."""
+        """Encode each prompt once, padded on the left, then make one row per response. owner: int64 [B], its prompt."""
         lengths = torch.tensor([len(prompt) for prompt in self.prompts])
         width = int(lengths.max())
         padded = [[0] * (width - len(prompt)) + list(prompt) for prompt in self.prompts]
@@ -43,13 +45,13 @@ class Reader:
         if self.decode_step is None:
             self.cache.select(owner)
         else:
-            self.cache = AnswerCache([(layer.keys, layer.values) for layer in self.cache.layers], owner)
+            self.cache = ResponseCache([(layer.keys, layer.values) for layer in self.cache.layers], owner)
         self.hidden, self.lengths = self.hidden[owner], self.lengths[owner]
         if self.visible is not None:
             self.visible = self.visible[owner]
 
     def read(self, tokens: Tensor, step: int) -> None:
-        """Take in one token a row, int64 [B], the response's number `step` from 0."""
+        """Read one token per row, int64 [B]. `step`: its index in the response, from 0."""
         positions = self.lengths + step
         if self.decode_step is None:
             self._forward(tokens[:, None], positions[:, None])
@@ -57,8 +59,8 @@ class Reader:
             self.hidden = self.decode_step(tokens, positions, self.cache, self.visible)
 
     def logits(self, temperature: float) -> Tensor:
-        """Of each row's next token, float32 [B, V], divided by the temperature."""
-        if len(self.hidden) <= FEW and self.hidden.dtype == torch.float32 and not self.hidden.is_cuda:
+        """Logits of each row's next token, float32 [B, V], divided by the temperature."""
+        if len(self.hidden) <= HEAD_FIRST_ROWS and self.hidden.dtype == torch.float32 and not self.hidden.is_cuda:
             logits = (self.head @ self.hidden.T).T.contiguous()
         elif self.hidden.is_cuda and self.hidden.dtype == torch.bfloat16:  # not rounded, as in `head.chunk_logits`
             logits = torch.mm(self.hidden, self.head.T, out_dtype=torch.float32)  # pyright: ignore[reportCallIssue]
@@ -67,7 +69,8 @@ class Reader:
         return logits if temperature == 1 else logits / temperature
 
     def replace(self, places: Tensor, rows: Tensor, count: int) -> None:
-        """Put `rows` int64 [n] into `places` int64 [n], then keep the first `count` rows; what comes next is `read`."""
+        """Copy `rows` int64 [n] to `places` int64 [n], then keep the first `count` rows. Call `read` next: `hidden` is
+        still that of all rows."""
         self.cache.replace(places, rows, count)
         for part in (self.lengths, self.visible):
             if part is not None:
@@ -75,7 +78,7 @@ class Reader:
         self.lengths, self.visible = self.lengths[:count], None if self.visible is None else self.visible[:count]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> None:
-        """One forward of t new tokens a row, [B, t], through the model's modules."""
+        """One forward pass of t new tokens per row, int64 [B, t], through the model's modules."""
         body = self.model.base_model(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=None if self.visible is None else self._mask(self.visible, ids.shape[1]),
@@ -86,9 +89,9 @@ class Reader:
         self.hidden = body.last_hidden_state[:, -1]
 
     def _mask(self, visible: Tensor, new: int) -> Tensor:
-        """Bool [B, 1, t, L]: what the t new positions may see, the padding before a short prompt excepted."""
+        """bool [B, 1, t, L]: where the t new positions may attend. Padding before a short prompt is left out."""
         place = torch.arange(self.cache.get_seq_length() + new, device=self.device)
         seen = nn.functional.pad(visible, (0, len(place) - visible.shape[1]), value=True)
         queries = place[-new:, None]
-        # a padding position sees itself: a row that sees nothing would be NaN
+        # a padding position attends to itself, because attention over nothing is NaN
         return (seen[:, None, None] & (place <= queries)) | (place == queries)

@@ -1,4 +1,4 @@
-"""Temperature and nucleus sampling from given uniform numbers, so that a draw depends on its address alone.
+"""Nucleus sampling from given uniform numbers, so that a draw depends on its random key only.
 
 Shapes: B rows, V vocabulary.
 """
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-WIDTHS = (256, 4096)
-"""Tokens looked at first, and then; a nucleus wider than these costs a full sort."""
-BLOCK = 256
-"""Tokens whose mass is summed up first; one block alone is then searched token by token."""
+NUCLEUS_WIDTHS = (256, 4096)
+"""Numbers of most probable tokens that are searched for the nucleus, in turn. A wider nucleus needs a full sort."""
+CDF_BLOCK = 256
+"""Tokens per block of the inverse CDF. Blocks are searched first, then the tokens of one block."""
 
 
 def sample(logits: Tensor, uniforms: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
@@ -22,27 +22,27 @@ def sample(logits: Tensor, uniforms: Tensor, top_p: float) -> tuple[Tensor, Tens
     Returns ids int64 [B] and log-probabilities float32 [B] under the whole distribution, not the nucleus.
     """
     logp = logits.float().log_softmax(-1)
-    ids = _inverse_cdf(logp.exp(), uniforms) if top_p >= 1 else _nucleus(logp, uniforms, top_p, WIDTHS)
+    ids = _inverse_cdf(logp.exp(), uniforms) if top_p >= 1 else _nucleus(logp, uniforms, top_p, NUCLEUS_WIDTHS)
     return ids, logp.gather(1, ids[:, None])[:, 0]
 
 
 def _inverse_cdf(probability: Tensor, uniforms: Tensor) -> Tensor:
-    """The first id up to which the mass exceeds uniforms * all of it: first its block, then its place inside.
+    """The first id at which the running mass exceeds uniforms * total mass: first its block, then its place there.
 
-    A running sum over all V in float64 would cost more than the model's output embedding.
+    A running sum over all V in float64 would take longer than the product with the output embedding.
     """
-    blocks = F.pad(probability, (0, -probability.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    blocks = F.pad(probability, (0, -probability.shape[1] % CDF_BLOCK)).unflatten(1, (-1, CDF_BLOCK))
     mass = blocks.sum(-1).double()
     running = mass.cumsum(-1)
     target = uniforms * running[:, -1]
     block = _search(running, target)[:, None]
     before = (running - mass).gather(1, block)[:, 0]
-    inside = blocks.gather(1, block[..., None].expand(-1, 1, BLOCK))[:, 0].double().cumsum(-1)
-    return block[:, 0] * BLOCK + _search(inside, target - before)
+    inside = blocks.gather(1, block[..., None].expand(-1, 1, CDF_BLOCK))[:, 0].double().cumsum(-1)
+    return block[:, 0] * CDF_BLOCK + _search(inside, target - before)
 
 
 def _nucleus(logp: Tensor, uniforms: Tensor, top_p: float, widths: Sequence[int]) -> Tensor:
-    """Inverse CDF inside the nuclei; widths: what is tried for the widest of them, before the whole vocabulary."""
+    """Inverse CDF inside each row's nucleus. widths: tokens to search, in turn, before the whole vocabulary."""
     width = min([*widths[:1], logp.shape[1]])
     top, ids = logp.topk(width, dim=-1)
     mass = top.double().exp_().cumsum(-1)
@@ -54,6 +54,6 @@ def _nucleus(logp: Tensor, uniforms: Tensor, top_p: float, widths: Sequence[int]
 
 
 def _search(mass: Tensor, target: Tensor) -> Tensor:
-    """First index of each row whose running mass exceeds the target; never one without a mass of its own."""
+    """First index of each row at which the running mass exceeds the target; never a token without mass."""
     below = mass[:, -1] * (1 - 1e-12)
     return torch.searchsorted(mass, torch.minimum(target, below)[:, None], right=True)[:, 0]

@@ -1,10 +1,12 @@
-"""The recipe of the embedded pair: supervised training of its teacher and its student on worked locks.
+"""How the embedded pair was made: supervised training of its teacher and its student on worked locks.
 
     python -m driftgate.sandbox.pretrain --out DIR [--only teacher|student]
 
-Both take the same course: chains of a move or two, where the moves are learned; chains of all lengths,
-where finding the next move is; then whole locks. The teacher takes all of it and is annealed. The student
-is stopped early, at its full learning rate, while it still slips now and then.
+Both models get the same curriculum. Chains of one or two moves train the moves. Longer chains train finding the
+next move. Then come whole locks. The teacher gets all updates, and its learning rate is annealed. The student stops
+early, at its full learning rate, while it still makes mistakes now and then.
+
+Shapes: B sequences, L tokens of the longest.
 """
 
 import argparse
@@ -38,19 +40,19 @@ from .tokenizer import EOS, PAD, VOCABULARY, build_tokenizer
 PAD_ID, EOS_ID = VOCABULARY.index(PAD), VOCABULARY.index(EOS)
 SEED = 0
 TOKENS_PER_MOVE = 15  # five in the problem, ten in the solution
-BATCHES_PER_POOL = 8  # problems are sorted by length within a pool this large: little padding
+BATCHES_PER_POOL = 8  # problems are sorted by length within a pool of so many batches: little padding
 LEARNING_RATE = 3e-3
 WARMUP = 30  # updates
-FALL = 0.4  # an annealed run lowers its learning rate to zero over this last share of its updates
-CLIP = 1.0  # gradient norm
+ANNEALED_SHARE = 0.4  # the last share of its updates over which an annealed run lowers its learning rate to zero
+CLIP_NORM = 1.0  # of the gradient
 WEIGHT_DECAY = 0.01
 BETAS = (0.9, 0.95)
 HEAD_DIM = 32
-INIT_STD = 0.06  # three times the usual: models this narrow start much faster
-INIT_SHARPNESS = 1.5  # of queries and keys: at 1, a head this small cannot single out one token of 300
+INIT_STD = 0.06  # three times the usual: such narrow models learn much faster from the start
+INIT_SHARPNESS = 1.5  # norm weights of queries and keys: at 1, so small a head cannot pick one token of 300
 IGNORED = -100  # label of the positions without a loss
-PROBLEMS, SAMPLES = 200, 4  # measured: problems a benchmark, samples a problem
-TEMPERATURE, TOP_P, MAX_NEW_TOKENS = 1.0, 0.9, 288  # measured so; the longest solution has 256 tokens
+PROBLEMS, SAMPLES = 200, 4  # of the evaluation: problems per benchmark, samples per problem
+TEMPERATURE, TOP_P, MAX_NEW_TOKENS = 1.0, 0.9, 288  # of the evaluation; the longest solution has 256 tokens
 
 
 Pair = tuple[list[int], list[int]]  # token ids of a problem and of its solution
@@ -58,7 +60,7 @@ Pair = tuple[list[int], list[int]]  # token ids of a problem and of its solution
 
 @dataclass(frozen=True)
 class Lesson:
-    """Some updates on locks of some lengths (in moves), each on `tokens` padded tokens at most."""
+    """A number of updates on locks of the given lengths (in moves), each on at most `tokens` padded tokens."""
 
     updates: int
     lengths: tuple[int, ...]
@@ -78,7 +80,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def build_model(role: str, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A fresh teacher or student, its ids for padding and end set to the tokenizer's."""
+    """A new teacher or student, with the tokenizer's ids for padding and end."""
     size = SIZES[role]
     config = Qwen3Config(
         **size,
@@ -100,14 +102,14 @@ def build_model(role: str, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausal
 
 
 def encode(problems: list[LockProblem], tokenizer: PreTrainedTokenizerFast) -> list[Pair]:
-    """Token ids of each problem and of its solution, the end token included."""
+    """Token ids of each problem and of its solution, with the end token."""
     questions = tokenizer([p.problem for p in problems]).input_ids
     solutions = tokenizer([p.solution for p in problems]).input_ids
     return [(q, [*s, EOS_ID]) for q, s in zip(questions, solutions, strict=True)]
 
 
 def batches(lesson: Lesson, seed: int, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (ids [B, L], labels [B, L]); B x L <= lesson.tokens."""
+    """Batches (ids [B, L], labels [B, L]) without end; B x L <= lesson.tokens."""
     stream = training_stream(seed, lesson.lengths)
     rng = random.Random(seed)
     pool = BATCHES_PER_POOL * lesson.tokens // (TOKENS_PER_MOVE * sum(lesson.lengths) // len(lesson.lengths))
@@ -135,7 +137,7 @@ def _chunks(pairs: list[Pair], limit: int) -> Iterator[list[Pair]]:
 
 
 def _padded(pairs: list[Pair], pad: int) -> tuple[Tensor, Tensor]:
-    """Right-padded ids [B, L] and labels [B, L] with a loss on solutions only."""
+    """Ids [B, L], padded on the right, and labels [B, L] with a loss on solutions only."""
     shape = len(pairs), max(map(_length, pairs))
     ids, labels = torch.full(shape, pad), torch.full(shape, IGNORED)
     for row, (question, solution) in enumerate(pairs):
@@ -146,14 +148,14 @@ def _padded(pairs: list[Pair], pad: int) -> tuple[Tensor, Tensor]:
 
 
 def learning_rate(update: int, updates: int, annealed: bool) -> float:
-    """Linear warm-up, then constant; an annealed run falls to zero at the end."""
+    """Linear warm-up, then constant; in an annealed run it falls to zero at the end."""
     rate = LEARNING_RATE * min(1.0, (update + 1) / WARMUP)
     left = (updates - update) / updates
-    return rate * min(1.0, left / FALL) if annealed else rate
+    return rate * min(1.0, left / ANNEALED_SHARE) if annealed else rate
 
 
 def loss_of(model: Qwen3ForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the labelled tokens of ids [B, L]; only their hidden states meet the head."""
+    """Mean cross-entropy of the labelled tokens of ids [B, L]. The head is computed at their positions only."""
     hidden = model.model(input_ids=ids[:, :-1]).last_hidden_state
     targets = labels[:, 1:]
     asked = targets != IGNORED
@@ -161,7 +163,7 @@ def loss_of(model: Qwen3ForCausalLM, ids: Tensor, labels: Tensor) -> Tensor:
 
 
 def train(model: Qwen3ForCausalLM, role: str, tokenizer: PreTrainedTokenizerFast, progress: Progress) -> None:
-    """Take the model through its lessons, in place."""
+    """Train the model through its lessons, in place."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=BETAS, weight_decay=WEIGHT_DECAY)
     updates = sum(lesson.updates for lesson in LESSONS[role])
     task = progress.add_task(f"{role}: training", total=updates)
@@ -170,7 +172,7 @@ def train(model: Qwen3ForCausalLM, role: str, tokenizer: PreTrainedTokenizerFast
             group["lr"] = learning_rate(update, updates, ANNEALED[role])
         loss = loss_of(model, ids, labels)
         loss.backward()
-        clip_grad_norm_(model.parameters(), CLIP)
+        clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         optimizer.zero_grad()
         progress.update(task, advance=1, description=f"{role}: training, loss {loss.item():.4f}")
@@ -207,7 +209,7 @@ def _sampled(
     tokenizer: PreTrainedTokenizerFast,
     advance: Callable[[int], None],
 ) -> list[list[Response]]:
-    """SAMPLES responses to each problem, every one drawn at its own address."""
+    """SAMPLES responses to each problem, each with its own random key."""
     sampling = Sampling(MAX_NEW_TOKENS, TEMPERATURE, TOP_P, (EOS_ID,))
     requests = [
         Request(tuple(tokenizer(p.problem).input_ids), tuple((SEED, p.id, k) for k in range(SAMPLES))) for p in problems
@@ -220,7 +222,7 @@ def _is_right(problem: LockProblem, response: Response, tokenizer: PreTrainedTok
 
 
 def make(role: str, out: Path, progress: Progress) -> dict:
-    """Train one model, save it with its tokenizer under out/role, and report on it."""
+    """Train one model, save it with its tokenizer under out/role, and return its figures."""
     torch.manual_seed(SEED)
     tokenizer = build_tokenizer()
     model = build_model(role, tokenizer)
@@ -240,7 +242,7 @@ def make(role: str, out: Path, progress: Progress) -> dict:
 
 
 def circumstances(role: str) -> dict:
-    """What a report needs to be made again: the command, the versions, the fixed settings."""
+    """What is needed to repeat a report: the command, the versions, the fixed settings."""
     return {
         "command": f"python -m driftgate.sandbox.pretrain --out DIR --only {role}",
         "versions": {
@@ -262,10 +264,10 @@ def circumstances(role: str) -> dict:
 
 
 def main() -> None:
-    """Make one or both models and write made.json beside them (what it says of the other one is kept)."""
+    """Make one or both models and write made.json beside them. An existing entry of the other model is kept."""
     parser = argparse.ArgumentParser(description="Make the teacher and the student of the sandbox.")
     parser.add_argument("--out", type=Path, required=True, help="folder for teacher/, student/ and made.json")
-    parser.add_argument("--only", choices=tuple(SIZES), help="make this one alone")
+    parser.add_argument("--only", choices=tuple(SIZES), help="make only this model")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; the result may depend on them")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -1,4 +1,4 @@
-"""The sandbox's tokenizer: one token a character, 48 tokens in all."""
+"""The sandbox's tokenizer: one token per character, 48 tokens in all."""
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 from driftgate.data.tasks import LABELS
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
-BOX = "\\boxed{"  # the one token longer than a character
+BOX = "\\boxed{"  # the only token longer than one character
 CHARACTERS = "\n 0123456789+-*=?}" + LABELS
 VOCABULARY = [PAD, EOS, UNKNOWN, BOX, *CHARACTERS]
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
