@@ -269,9 +269,17 @@ ONE_SIDE = "give either above or below"
             "lower start",
         ),
         (
-            {"rollout": {"max_new_tokens": 400, "horizon": {"kind": "controller", "start": 100}}},
-            "rollout: horizon.near = 100 is not below horizon.start = 100",
-            "lower near",
+            {"rollout": {"max_new_tokens": 40, "horizon": {"kind": "controller", "start": 30, "unpruned_by": "w"}}},
+            "rollout.horizon.unpruned_by = w: there is no weights.w",
+            "name one of `weights`",
+        ),
+        (
+            {
+                "weights": {"w": {"signal": "ratio", "map": "affine"}},
+                "rollout": {"max_new_tokens": 40, "horizon": {"kind": "controller", "start": 30, "unpruned_by": "w"}},
+            },
+            "rollout.horizon.unpruned_by = w: needs a weight with map.kind=affine",
+            "choose another weight",
         ),
         (
             {"weights": {"w": {"signal": "gap", "map": {"tau": 3}}}},

@@ -308,12 +308,41 @@ def test_a_share_of_the_limit(rho, limit, expected):
         ((950, 0), [900] * 4, (1000, 0)),  # not beyond the limit
         ((1000, 2), [1000], (1000, 0)),
         ((240, 2), [1], (200, 0)),  # not below the floor
+        ((250, 0), [199] * 9, (250, 1)),  # within 100 tokens of the cap, but below the floor
+        ((250, 0), [200], (350, 0)),
         ((200, 2), [1], (200, 0)),
         ((500, 1), [], (500, 1)),
     ],
 )
 def test_the_length_controller_by_table(before, lengths, after):
     assert LengthController(*before).after(lengths, limit=1000, floor=200) == LengthController(*after)
+
+
+def slow_cap(cap, least, rollouts, limit):
+    """The cap after rollouts of unpruned lengths, as the public code of Prune-OPD moves it, in plain steps."""
+    misses = 0
+    for lengths in rollouts:
+        hits = 0
+        for length in lengths:
+            if length >= max(least, cap - 100):
+                hits += 1
+        if hits >= 0.1 * len(lengths):
+            cap, misses = min(limit, cap + 100), 0
+        else:
+            misses += 1
+            if misses == 3:
+                cap, misses = max(least, cap - 100), 0
+    return cap
+
+
+@pytest.mark.parametrize(("unpruned", "expected"), [(700, 1024), (1000, 1024), (1024, 1224)])
+def test_the_cap_over_sixty_rollouts_is_the_public_codes(unpruned, expected):
+    """At 1,000 unpruned tokens of 1,024 every response is near the cap and below the least one: it stays."""
+    rollouts = [[unpruned] * 2 + [300] * 6] * 60
+    controller = LengthController(1024)
+    for lengths in rollouts:
+        controller = controller.after(lengths, limit=7168, floor=1024)
+    assert controller.cap == slow_cap(1024, 1024, rollouts, 7168) == expected
 
 
 def test_the_length_controllers_options():

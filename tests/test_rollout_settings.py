@@ -21,7 +21,7 @@ from driftgate.train import loop, source
 from driftgate.train.checkpoint import Position
 from driftgate.train.command import run
 from driftgate.train.records import distances
-from driftgate.train.rollouts import prompts_of_step, sample_responses
+from driftgate.train.rollouts import counted_lengths, prompts_of_step, sample_responses
 from driftgate.train.weighing import Moment
 
 EOS, QUIET = 1, Console(quiet=True)
@@ -101,7 +101,7 @@ def test_the_length_controller_follows_the_rollouts(values, tmp_path):
         assert limit == cap
         rows = (tmp_path / "run" / "rollouts" / f"step-{step + 1:06d}.jsonl").read_text().splitlines()
         lengths = [len(json.loads(row)["ids"]) for row in rows]
-        if sum(length >= cap - 3 for length in lengths) >= 0.85 * len(lengths):
+        if sum(length >= max(12, cap - 3) for length in lengths) >= 0.85 * len(lengths):
             moves.append("up")
             cap, misses = min(cap + 4, 40), 0
             continue
@@ -111,6 +111,33 @@ def test_the_length_controller_follows_the_rollouts(values, tmp_path):
             moves.append("down")
             cap, misses = max(cap - 4, 12), 0
     assert {"up", "miss", "down"} <= set(moves)
+
+
+def test_the_controller_counts_unpruned_tokens(values, tmp_path):
+    """Against a loop over the tokens: those behind ten on which the two top 6 overlap by too little are pruned."""
+    low = {"signal": "overlap", "below": 0.3}
+    pruned = {"signal": low, "partition": "prefix", "reduce": "sum", "normalise": "none"}
+    pruned["map"] = {"kind": "affine", "offset": 1.0, "scale": -0.1, "low": 0.0, "high": 1.0, "shift": 0.5}
+    horizon = CONTROLLER | {"start": 30, "near": 15, "unpruned_by": "pruned"}
+    rollout = values["rollout"] | {"horizon": horizon}
+    changes = {"weights": {"pruned": pruned}, "rollout": rollout, "diagnostics": {"k": 6}}
+    config = check_config(values | changes)
+    made, _ = collected(config, tmp_path / "run")
+    batch = made.source.batch
+    ours, theirs = batch.student.scores.behaviour.top_ids[:, :6], batch.student.scores.teacher.top_ids[:, :6]
+    expected, start = [], 0
+    for response in batch.student.responses:
+        misses = kept = 0
+        for one, other in zip(ours[start : start + len(response)].tolist(), theirs[start:].tolist()):
+            misses += len(set(one) & set(other)) / 6 < 0.3
+            kept += misses < 10
+        expected.append(kept)
+        start += len(response)
+    assert counted_lengths(config, batch) == expected
+    assert any(0 < kept < length for kept, length in zip(expected, batch.student.lengths))
+    assert (
+        counted_lengths(check_config(values | changes | {"rollout": values["rollout"]}), batch) == batch.student.lengths
+    )
 
 
 def test_the_controller_of_a_checkpoint_sets_the_next_limit(values, tmp_path):

@@ -36,12 +36,13 @@ class LengthController:
     ) -> "LengthController":
         """The controller after a rollout with these response lengths. An empty rollout changes nothing.
 
-        The cap rises by `change`, to at most `limit`, where at least `least_share` of the responses are within `near`
-        tokens of it. It falls by `change`, to at least `floor`, at the `patience`-th rollout in a row with fewer.
+        The cap rises by `change`, to at most `limit`, where at least `least_share` of the responses have
+        max(floor, cap - near) tokens or more. It falls by `change`, to at least `floor`, at the `patience`-th rollout
+        in a row with fewer. Source: the public code of Prune-OPD, which counts a response's unpruned tokens alone.
         """
         if not lengths:
             return self
-        if sum(length >= self.cap - near for length in lengths) / len(lengths) >= least_share:
+        if sum(length >= max(floor, self.cap - near) for length in lengths) / len(lengths) >= least_share:
             return LengthController(min(limit, self.cap + change))
         if self.misses + 1 < patience:
             return replace(self, misses=self.misses + 1)

@@ -13,8 +13,8 @@ class Horizon(Settings):
 
     kind: Literal["growing", "share", "controller"]
     """`growing`: start + increment * floor(step / every), steps from 0. `share`: rho * max_new_tokens. `controller`:
-    up by `change` when at least `least_share` of the responses come within `near` tokens of the limit, down by it
-    after `patience` steps without."""
+    up by `change` when at least `least_share` of the responses come within `near` tokens of the limit, and have
+    at least `start` tokens; down by it after `patience` steps without."""
     start: PositiveInt = 256
     """First limit (`growing`, `controller`), in tokens."""
     increment: PositiveInt = 256
@@ -31,6 +31,9 @@ class Horizon(Settings):
     """`controller`: tokens by which the limit moves."""
     patience: PositiveInt = 3
     """`controller`: steps with too few near responses before the limit falls."""
+    unpruned_by: str | None = None
+    """`controller`: a weight of the main term with an affine map. Only tokens above its lower bound count towards a
+    response's length; null counts all tokens."""
 
 
 class RolloutSettings(Settings):
@@ -69,11 +72,6 @@ class RolloutSettings(Settings):
         if horizon is not None and horizon.kind != "share" and horizon.start > self.max_new_tokens:
             raise ValueError(
                 f"horizon.start = {horizon.start} is above max_new_tokens = {self.max_new_tokens}; lower start"
-            )
-        if horizon is not None and horizon.kind == "controller" and horizon.near >= horizon.start:
-            raise ValueError(
-                f"horizon.near = {horizon.near} is not below horizon.start = {horizon.start}, so every response would "
-                f"count as near; lower near"
             )
         return self
 

@@ -104,6 +104,21 @@ class TrainConfig(Settings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _pruned_lengths(self) -> "TrainConfig":
+        name = self.rollout.horizon.unpruned_by if self.rollout.horizon else None
+        if name is None:
+            return self
+        factor = self.weights.get(name)
+        if factor is None:
+            raise ValueError(f"rollout.horizon.unpruned_by = {name}: there is no weights.{name}; name one of `weights`")
+        if factor.map.kind != "affine" or factor.map.low is None or "logp" in factor.reads:
+            raise ValueError(
+                f"rollout.horizon.unpruned_by = {name}: needs a weight with map.kind=affine, a lower bound map.low and "
+                f"a signal that does not move with the student; choose another weight"
+            )
+        return self
+
     @property
     def updates_per_step(self) -> int:
         """Optimiser updates of one pass over a rollout batch."""

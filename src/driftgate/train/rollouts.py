@@ -2,9 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
 
 from .. import keyed
 from ..config import TrainConfig
+from ..config.maps import AffineMap
 from ..data.experience import Experience
 from ..data.prompts import Prompt
 from ..data.response import Response
@@ -13,6 +17,7 @@ from ..rollout.engine import Engine, Request, Sampling
 from ..rollout.prefix import generate_with_prefix
 from ..rollout.reference import reference_response
 from .portions import Batch
+from .weighing import Moment, factor_values, streams_of
 
 
 @dataclass
@@ -48,7 +53,23 @@ def controller_after(config: TrainConfig, controller: LengthController, batch: B
     if horizon is None or horizon.kind != "controller":
         return controller
     how = horizon.near, horizon.least_share, horizon.change, horizon.patience, horizon.start
-    return controller.after(batch.student.lengths, config.rollout.max_new_tokens, *how)
+    return controller.after(counted_lengths(config, batch), config.rollout.max_new_tokens, *how)
+
+
+def counted_lengths(config: TrainConfig, batch: Batch) -> list[int]:
+    """Tokens of each response that the student wrote: all of them, or those that `horizon.unpruned_by` leaves."""
+    horizon, student = config.rollout.horizon, batch.student
+    if horizon is None or horizon.unpruned_by is None:
+        return student.lengths
+    name = horizon.unpruned_by
+    factor = config.weights[name]
+    affine, moment = cast(AffineMap, factor.map), Moment(config.seed, 0)
+    tokens, cpu = torch.arange(len(student.ids)), torch.device("cpu")
+    streams = streams_of(student, tokens, factor.reads, None, moment, config.diagnostics.k, cpu)
+    values = factor_values(name, factor, streams, batch.spans["student"][0], moment, {})
+    kept = values - affine.shift - cast(float, affine.low) > 1e-6
+    counts = torch.zeros(len(student.responses)).index_add(0, student.rows, kept.float()).int().tolist()
+    return [count for count, written in zip(counts, student.written.tolist()) if written]
 
 
 def prompts_of_step(prompts: Sequence[Prompt], config: TrainConfig, step: int) -> list[Prompt]:
