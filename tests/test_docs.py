@@ -1,6 +1,11 @@
 """What the documentation tells a reader to write works when it is written."""
 
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +92,22 @@ def test_code_runs_once_however_often_settings_are_checked(tmp_path, settings):
     run(config, tmp_path / "run", Console(quiet=True))
     run(config, tmp_path / "run", Console(quiet=True))  # resumed: reads the folder's config.yaml
     assert log.read_text() == "x"
+
+
+def test_an_objective_is_added_by_one_file_and_one_recipe(tmp_path, settings):
+    """The page's own code, in a copy of the package: it trains by its recipe, and passes its twin."""
+    package = tmp_path / "src" / "driftgate"
+    shutil.copytree(DOCS.parent / "src" / "driftgate", package, ignore=shutil.ignore_patterns("__pycache__"))
+    page = (DOCS / "adding_an_objective.md").read_text()
+    for code in re.findall(r"```(?:python|yaml)\n(.*?)```", page, re.DOTALL):
+        name = code.splitlines()[0].lstrip("# ")
+        (package / "objectives" / name if name == "squared_ratio.py" else tmp_path / name).write_text(code)
+    paths = [f"{name}.path={settings[name]['path']}" for name in ("student", "teacher", "prompts")]
+    small = ["steps=2", "prompts.per_step=2", "rollout.max_new_tokens=30", "rollout.allow_truncated=true", "threads=1"]
+    train = ["-m", "driftgate", "train", "squared_ratio.yaml", *paths, *small, "--out", "run"]
+    for command in (train, ["-m", "pytest", "-q", "test_squared_ratio.py"]):
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    updates = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any(line.get("gate_min", 1.0) < 1.0 for line in updates)

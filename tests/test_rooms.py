@@ -1,6 +1,7 @@
 """No circle of imports between rooms; files and functions that can be read at a sitting."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def imported_rooms(path):
             target = module[1:]
         else:
             continue
-        yield from (target[:1] if target else [alias.name for alias in node.names])
+        yield from (target[:1] if target else [alias.name for alias in node.names if not alias.name.startswith("__")])
 
 
 def arrows():
@@ -68,3 +69,16 @@ def test_no_arrow_between_rooms_runs_back():
 @pytest.mark.parametrize("room", ["method", "keyed", "files", "errors", "settings", "progress", "stop", "horizon"])
 def test_the_lowest_rooms_know_nobody(room):
     assert not arrows().get(room)
+
+
+def test_the_map_in_contributing_is_true():
+    """Every room stands in the table, below all rooms that it imports."""
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where things are")[2].partition("Recipes are in")[0]
+    lines = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    place = {room: number for number, line in enumerate(lines) for room in re.findall(r"`(\w+)`", line)}
+    rooms = {room_of(path) for path in SOURCES if not room_of(path).startswith("__")}
+    assert place.keys() == rooms
+    wrong = [
+        f"{room} -> {other}" for room, others in arrows().items() for other in others if place[other] > place[room]
+    ]
+    assert not wrong, "these arrows run against the map: " + ", ".join(wrong)

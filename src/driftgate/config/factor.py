@@ -69,7 +69,7 @@ class Factor(Settings):
     @property
     def reads(self) -> set[str]:
         """The streams that its signals read."""
-        return {stream for name in self.signals for stream in SIGNALS[name].reads}
+        return {read for name in self.signals for read in SIGNALS[name].reads}
 
     @property
     def of_drift(self) -> bool:

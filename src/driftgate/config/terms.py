@@ -59,7 +59,7 @@ class TermSettings(Settings):
     @property
     def reads_of_weights(self) -> set[str]:
         """Names of what the weights read (`method.signals.READABLE`)."""
-        return {stream for factor in self.weights.values() for stream in factor.reads}
+        return {name for factor in self.weights.values() for name in factor.reads}
 
     @property
     def of_shift_alone(self) -> bool:
@@ -75,7 +75,7 @@ class TermSettings(Settings):
         return wanted
 
     @model_validator(mode="after")
-    def _stream_fits(self) -> "TermSettings":
+    def _responses_fit(self) -> "TermSettings":
         if self.responses == "student":
             return self
         if not self.off_policy:

@@ -60,10 +60,10 @@ def benchmark(name: str, count: int = 200) -> list[LockProblem]:
 
 def training_problems(count: int, seed: int = 0) -> list[LockProblem]:
     """`count` training problems, the four lengths in turn."""
-    return [problem for problem, _ in zip(training_stream(seed), range(count), strict=False)]
+    return [problem for problem, _ in zip(endless_problems(seed), range(count), strict=False)]
 
 
-def training_stream(seed: int = 0, lengths: tuple[int, ...] = tuple(LEVELS.values())) -> Iterator[LockProblem]:
+def endless_problems(seed: int = 0, lengths: tuple[int, ...] = tuple(LEVELS.values())) -> Iterator[LockProblem]:
     """Training problems without end, the given lengths (in moves) in turn."""
     rng = random.Random(f"driftgate training {seed}")
     streams = [_drawn(rng, length) for length in lengths]

@@ -29,7 +29,7 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from ..data.response import Response
-from ..data.tasks import BENCHMARKS, LEVELS, LockProblem, benchmark, training_stream
+from ..data.tasks import BENCHMARKS, LEVELS, LockProblem, benchmark, endless_problems
 from ..evaluate.passk import summarise
 from ..models.policy import Policy
 from ..rollout.engine import Request, Sampling
@@ -110,7 +110,7 @@ def encode(problems: list[LockProblem], tokenizer: PreTrainedTokenizerFast) -> l
 
 def batches(lesson: Lesson, seed: int, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (ids [B, L], labels [B, L]) without end; B x L <= lesson.tokens."""
-    stream = training_stream(seed, lesson.lengths)
+    stream = endless_problems(seed, lesson.lengths)
     rng = random.Random(seed)
     pool = BATCHES_PER_POOL * lesson.tokens // (TOKENS_PER_MOVE * sum(lesson.lengths) // len(lesson.lengths))
     while True:

@@ -64,8 +64,8 @@ def save(
         model.save_pretrained(partial / "model")  # type: ignore[operator]
         tokenizer.save_pretrained(partial / "model")
         torch.save(learner_state | {"random": torch.get_rng_state()}, partial / "learner.pt")
-        for stream, batch in pending.items():
-            batch.save(partial / f"pending-{stream}.safetensors")
+        for responses, batch in pending.items():
+            batch.save(partial / f"pending-{responses}.safetensors")
         (partial / "position.json").write_text(json.dumps(asdict(position)))
         _flush(partial)
         partial.rename(target)
@@ -95,8 +95,8 @@ def all_checkpoints(folder: Path) -> list[Path]:
 
 
 def load(path: Path) -> tuple[Position, dict[str, Any], dict[str, Experience]]:
-    """Position, learner state and pending rollout batch by stream; restores torch's random state. The model is loaded
-    apart."""
+    """Position, learner state and the pending rollout batch, by whose responses they are. Restores torch's random
+    state. The model is loaded apart."""
     values = json.loads((path / "position.json").read_text())
     if values.get("controller") is not None:
         values["controller"] = LengthController(**values["controller"])
