@@ -133,3 +133,15 @@ def test_sums_over_ranks_add_totals_and_keep_the_least_weight():
     assert (whole.totals["loss"], whole.totals["tokens"]) == (6.0, 4.0)
     assert (whole.least, whole.least_factor) == (0.25, -0.5)
     assert torch.cat(whole.weights).tolist() == [0.5, 0.25, 1.5, 1.25]
+
+
+def test_a_gate_of_tau_zero_trains_as_no_gate(settings, tmp_path):
+    weights = []
+    for number, gate in enumerate(({"spans": "none"}, {"spans": "block", "size": 8, "tau": 0.0})):
+        config = check_config(settings | {"gate": gate, "minibatch": None})
+        made, responses = collected(config, tmp_path / str(number))
+        for age in range(3):
+            metrics = learn(config, made, responses, range(12), Moment(config.seed, 0, age))
+            assert (metrics["gate_min"], metrics["gate_ess"]) == (1.0, 1.0)
+        weights.append([p.detach().clone() for p in made.policy.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*weights))
