@@ -11,13 +11,19 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from driftgate.config import StudentSettings
 from driftgate.errors import InputError
-from driftgate.estimate import estimate as dry
+from driftgate.estimate.assumptions import Assumptions
+from driftgate.estimate.estimate import Estimate, estimate
+from driftgate.estimate.gpus import GPUS, Gpu
+from driftgate.estimate.memory import activation_bytes
 from driftgate.estimate.shapes import KNOWN, Shape, shape_of
+from driftgate.estimate.table import estimate_table
+from driftgate.estimate.time import Responses, decoding_seconds
+from driftgate.evaluate.evaluate import LONGEST
 from driftgate.models.sources import resolve
 from driftgate.recipe import load_recipe
 
 SMALL, LARGE = KNOWN["Qwen3-1.7B"], KNOWN["Qwen3-4B"]
-MEASURED = dry.Gpu("H200 as measured", 790e12, 790e12, 4.3e12, 141e9)
+MEASURED = Gpu("H200 as measured", 790e12, 790e12, 4.3e12, 141e9)
 TINY = Shape(2, 48, 80, 3, 1, 16, 32, True)
 
 
@@ -25,8 +31,8 @@ def recipe(name: str = "qwen3/lsm_none", *overrides: str):
     return load_recipe(name, list(overrides))
 
 
-def run(config, mean_length: float = 0.25) -> dry.Estimate:
-    return dry.estimate(config, 30, 16, 16_384, mean_length)
+def run(config, mean_length: float = 0.25) -> Estimate:
+    return estimate(config, 30, 16, 16_384, mean_length)
 
 
 def test_parameters_of_qwen3_1_7b_by_hand():
@@ -72,7 +78,7 @@ def test_the_cache_of_a_token():
 def test_activations_are_what_a_layer_keeps_for_its_backward(settings):
     how = StudentSettings(path="", **settings)
     kept = counted(how, 3) - counted(how, 2)
-    assert dry.activation_bytes(TINY, how) == pytest.approx(kept, rel=0.03)
+    assert activation_bytes(TINY, how) == pytest.approx(kept, rel=0.03)
 
 
 def counted(how: StudentSettings, layers: int) -> float:
@@ -120,16 +126,17 @@ def test_operations_are_those_of_a_budget_made_by_hand():
 
 def test_decoding_is_that_of_a_budget_made_by_hand():
     """64 rollouts of 8,192 tokens side by side at 4.3 TB/s: 997 ms each."""
-    assumed = dry.Assumptions(1.0, prompt_tokens=0, bandwidth_share=1.0, launch=0.0)
+    assumed = Assumptions(1.0, prompt_tokens=0, bandwidth_share=1.0, launch=0.0)
     student = StudentSettings(path="", dtype="bfloat16")
-    seconds = dry._decode(64, 64, 8192, 8192, SMALL, student, assumed, MEASURED)
+    seconds = decoding_seconds(Responses(64, 64, 8192, 8192), SMALL, student, assumed, MEASURED)
     assert 1000 * seconds / 64 == pytest.approx(997, abs=2)
 
 
 def test_few_and_small_rows_wait_for_the_launch_of_kernels():
-    assumed = dry.Assumptions(1.0, launch=1e-3)
+    assumed = Assumptions(1.0, launch=1e-3)
     student = StudentSettings(path="", dtype="bfloat16")
-    assert dry._decode(5, 2, 10, 100, SMALL, student, assumed, MEASURED) == pytest.approx(3 * 100 * 28 * 1e-3)
+    seconds = decoding_seconds(Responses(5, 2, 10, 100), SMALL, student, assumed, MEASURED)
+    assert seconds == pytest.approx(3 * 100 * 28 * 1e-3)
 
 
 def test_tokens_of_a_run():
@@ -161,9 +168,9 @@ def test_activations_without_recomputation_are_all_layers():
 
 def test_fit_and_the_batch_that_would():
     found = run(recipe())
-    fits = {gpu.name: found.fits(gpu) for gpu in dry.GPUS}
+    fits = {gpu.name: found.fits(gpu) for gpu in GPUS}
     assert fits == {"H200": "yes", "H100": "at the mean length", "A100": "at the mean length", "RTX 4090": "no"}
-    h100, small = dry.GPUS[1], dry.GPUS[3]
+    h100, small = GPUS[1], GPUS[3]
     batch = found.fitting_batch(h100)
     assert run(recipe("qwen3/lsm_none", f"rollout.batch={batch}")).fits(h100) == "yes"
     assert run(recipe("qwen3/lsm_none", f"rollout.batch={batch + 8}")).fits(h100) != "yes"
@@ -196,7 +203,7 @@ def test_a_length_out_of_range_is_refused(length):
 def test_the_tables_name_assumptions_misfits_and_what_is_left_out():
     config = recipe("qwen3/lsm_none", "rollout.horizon.kind=share")
     console = Console(width=220, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(dry.estimate_table({"plain": run(recipe()), "short": run(config)}, seeds=5))
+    console.print(estimate_table({"plain": run(recipe()), "short": run(config)}, seeds=5))
     text = console.export_text()
     for part in (
         "does not fit",
@@ -208,7 +215,7 @@ def test_the_tables_name_assumptions_misfits_and_what_is_left_out():
         "10",
     ):
         assert part in text
-    for field in dataclasses.fields(dry.Assumptions):
+    for field in dataclasses.fields(Assumptions):
         assert field.metadata["meaning"] in text
     assert f"{2 * 5 * run(recipe()).tokens.rollout / 1e6:,.2f}" in text
 
@@ -216,16 +223,16 @@ def test_the_tables_name_assumptions_misfits_and_what_is_left_out():
 def test_an_examination_is_no_longer_than_the_student_s_context():
     config = load_recipe("sandbox/lsm_none")
     room = shape_of("sandbox/student", "student").context - 256
-    assert dry.estimate(config, 10, 8, None, 0.5).tokens.evaluation == 10 * 8 * 0.5 * room
-    assert dry.estimate(config, 10, 8, 100, 0.5).tokens.evaluation == 10 * 8 * 0.5 * 100
-    assert dry.estimate(recipe(), 10, 8, None, 0.5).tokens.evaluation == 10 * 8 * 0.5 * dry.LONGEST
+    assert estimate(config, 10, 8, None, 0.5).tokens.evaluation == 10 * 8 * 0.5 * room
+    assert estimate(config, 10, 8, 100, 0.5).tokens.evaluation == 10 * 8 * 0.5 * 100
+    assert estimate(recipe(), 10, 8, None, 0.5).tokens.evaluation == 10 * 8 * 0.5 * LONGEST
 
 
 def test_arms_that_need_the_same_share_a_column():
     console = Console(width=220, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(dry.estimate_table({"one": run(recipe()), "two": run(recipe())}))
+    console.print(estimate_table({"one": run(recipe()), "two": run(recipe())}))
     text = console.export_text()
     assert text.count("each arm") == 2
     assert "one, two" not in text
-    console.print(dry.estimate_table({"one": run(recipe()), "two": run(recipe()), "long": run(recipe(), 0.5)}))
+    console.print(estimate_table({"one": run(recipe()), "two": run(recipe()), "long": run(recipe(), 0.5)}))
     assert "one, two" in console.export_text()

@@ -1,1 +1,1 @@
-"""What a study or a run would take: memory, time and disk, before anything is run."""
+"""What a run would need: tokens, memory and time on one GPU, computed before anything is started."""

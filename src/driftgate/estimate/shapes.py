@@ -1,4 +1,4 @@
-"""Sizes of a model, from its configuration or, where that is not on this machine, from its name."""
+"""Sizes of a model, from its configuration. If that is not on this machine, from its name."""
 
 import re
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ class Shape:
     head_dim: int
     vocabulary: int
     tied: bool
-    """Whether input and output embedding are one."""
+    """Whether the input and the output embedding are the same tensor."""
     qk_norm: bool = True
     """Whether queries and keys are normalised (Qwen3)."""
     context: int | None = None
-    """Positions that it was made for, where its configuration says so."""
+    """Most positions, if its configuration says so."""
     source: str = ""
-    """Where these numbers are from."""
+    """Where these numbers come from."""
 
     @property
     def embedding(self) -> int:
@@ -37,27 +37,30 @@ class Shape:
 
     @property
     def matrices(self) -> int:
-        """Parameters of the body's matrix products: each costs a multiplication and an addition a position."""
+        """Parameters of the body's matrix products. Each costs a multiplication and an addition a position."""
         attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
     @property
     def parameters(self) -> int:
+        """All parameters."""
         norms = self.layers * (2 * self.hidden + 2 * self.head_dim * self.qk_norm) + self.hidden
         return self.embedding * (1 if self.tied else 2) + self.matrices + norms
 
     @property
     def read_per_step(self) -> int:
-        """Parameters that a decoding step reads: all but an input embedding of its own."""
+        """Parameters that a decoding step reads. A separate input embedding is not among them."""
         return self.matrices + self.embedding
 
     def kv_bytes(self, width: int) -> int:
-        """Bytes of the cache a position: keys and values, `width` bytes a number."""
+        """Bytes of a position in the key-value cache, `width` bytes a number."""
         return 2 * self.layers * self.kv_heads * self.head_dim * width
 
     def forward_flops(self, length: float) -> float:
-        """Operations of the body's forward a position, in sequences of `length` positions: products with the weights,
-        and attention over half the sequence on average."""
+        """Operations of the body's forward a position, in sequences of `length` positions.
+
+        They are the products with the weights, and causal attention over half the sequence on average.
+        """
         return 2 * self.matrices + 2 * self.layers * self.heads * self.head_dim * length
 
     @property
@@ -80,13 +83,13 @@ KNOWN = {
         30, 576, 1536, 9, 3, 64, 49_152, True, False, source="from its name; sizes of the published config.json"
     ),
 }
-"""By the beginning of a model's name; versions of a model (-Base, -Instruct, your own) share their sizes."""
+"""By the start of a model's name. Versions of a model (-Base, -Instruct, your own) have the same sizes."""
 
 
 def shape_of(path: str, role: str) -> Shape:
-    """Sizes of the model that `ROLE.path` names, without a look at its weights and without the network.
+    """Sizes of the model that `ROLE.path` names. Reads neither its weights nor the network.
 
-    Raises InputError where neither a configuration nor the name tells, or for a model that is no dense decoder.
+    Raises InputError if the model has no configuration here and its name is not known, or if it is no dense decoder.
     """
     known = _by_name(path)
     if path == SMOL and known is not None:  # resolving it would unpack it

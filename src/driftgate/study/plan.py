@@ -8,7 +8,9 @@ from rich.console import Console
 from ..config import TrainConfig
 from ..data.benchmarks import EMBEDDED_SIZE, PUBLISHED, benchmark_name, load_benchmark
 from ..data.tasks import BENCHMARKS
-from ..estimate.estimate import GB, Estimate, estimate, estimate_table
+from ..estimate.estimate import Estimate, estimate
+from ..estimate.gpus import GB
+from ..estimate.table import estimate_table
 from ..evaluate.evaluate import check_values
 from .config import Exam, Study, arm_configs, load_study
 

@@ -1,0 +1,97 @@
+"""How many responses and tokens a run has, and the examination of its model."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..config import TrainConfig
+from ..train.checks import needs_initial
+from ..train.scoring import NeedsOf, needs_of
+from .assumptions import Assumptions
+from .shapes import Shape
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Response tokens of a whole run. Prompts are not counted."""
+
+    rollout: float
+    trained: float
+    """Rollout tokens times passes."""
+    teacher: float
+    """Scored by the teacher."""
+    evaluation: float
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One run, its two models and its examination. Memory and time are computed from it."""
+
+    config: TrainConfig
+    student: Shape
+    teacher: Shape
+    exam_responses: int
+    exam_limit: int
+    """Most tokens of an examination's response."""
+    exam_batch: int | None
+    """Responses that an examination decodes at once; None for as many as fit."""
+    assumed: Assumptions
+
+    @property
+    def responses(self) -> int:
+        """Responses of a step."""
+        return self.config.prompts.per_step * self.config.rollout.samples
+
+    @property
+    def rows(self) -> int:
+        """Responses decoded at once in a step."""
+        return min(self.responses, max(self.config.rollout.batch or self.responses, self.config.rollout.samples))
+
+    @property
+    def limit(self) -> int:
+        """Most tokens of a response."""
+        return self.config.rollout.max_new_tokens
+
+    @property
+    def mean(self) -> float:
+        """Mean tokens of a response."""
+        return self.assumed.mean_length * self.limit
+
+    @property
+    def exam_mean(self) -> float:
+        """Mean tokens of an examination's response."""
+        return self.assumed.mean_length * self.exam_limit
+
+    @property
+    def length(self) -> float:
+        """Mean positions of a sequence, prompt included."""
+        return self.assumed.prompt_tokens + self.mean
+
+    @cached_property
+    def needs(self) -> NeedsOf:
+        """Scores that the first step needs of the student's responses."""
+        return needs_of(self.config, "student", 0)
+
+    @property
+    def held_to_initial(self) -> bool:
+        """Whether a term keeps the student near its initial weights, which then stay in memory."""
+        return needs_initial(self.config)
+
+    @property
+    def tokens(self) -> Tokens:
+        """Response tokens by what they are used for."""
+        rollout = self.config.steps * self.responses * self.mean
+        scored = rollout if "teacher" in self.needs else 0.0
+        return Tokens(rollout, rollout * self.config.passes, scored, self.exam_responses * self.exam_mean)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Parts of the configuration that the estimate leaves out."""
+        terms, rollout = self.config.all_terms, self.config.rollout
+        found = [f"terms.{n} learns from {t.responses} responses" for n, t in terms.items() if t.responses != "student"]
+        if rollout.horizon is not None:
+            found.append("rollout.horizon keeps responses shorter than max_new_tokens for a while")
+        if rollout.on_policy < 1:
+            found.append("rollout.on_policy below 1 saves some rollouts")
+        if rollout.teacher_prefix:
+            found.append("rollout.teacher_prefix has the teacher write, too")
+        return tuple(found)
