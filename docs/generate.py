@@ -6,6 +6,7 @@ python docs/generate.py [--check]
 import inspect
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -18,27 +19,28 @@ from pydantic_core import PydanticUndefined
 import driftgate
 from driftgate.config import TrainConfig
 from driftgate.method import signals as known
-from driftgate.recipe import groups_of, load_recipe, shipped_recipes
+from driftgate.recipe import About, groups_of, load_recipe, shipped_recipes
 from driftgate.study.config import Study
 from driftgate.train.checks import learns_from_solutions, needs_verifier
 
 HERE = Path(__file__).parent
+WIDTH = 118
+"""Columns of a generated text."""
 MADE = "<!-- Made by docs/generate.py; change the docstrings instead. -->\n\n"
 
 
 def configuration() -> str:
     """Every setting with its default and meaning."""
     lines = ["# Settings\n"]
-    lines.append(
+    lines += paragraph(
         "A recipe is a YAML mapping of these; `extends: NAME` begins from another recipe, and `about` (what, source, "
         "evidence, open) says what it is. On the command line `key.sub=value` changes one setting. Whatever is not set "
         "has the default shown. `NAME` is a name of your choice. Where a group comes in kinds, its own `kind` chooses "
         "one. The signals that a weight can look at are in [signals.md](signals.md), the shipped recipes in "
-        "[recipes.md](recipes.md).\n"
+        "[recipes.md](recipes.md)."
     )
-    head = ["| setting | default | meaning |", "|---|---|---|"]
-    lines += [*head, *rows(TrainConfig, ""), "\n## Of a study\n", "See [studies.md](studies.md).\n"]
-    lines += [*head, *rows(Study, "")]
+    lines += ["", "## Of a run\n", *rows(TrainConfig, "")]
+    lines += ["", "## Of a study\n", "See [studies.md](studies.md).\n", *rows(Study, "")]
     return MADE + "\n".join(lines) + "\n"
 
 
@@ -47,27 +49,62 @@ AS_ABOVE = {"terms.NAME.objective": "objective", "terms.NAME.weights": "weights"
 
 
 def rows(model: type[BaseModel], prefix: str) -> list[str]:
-    """A row for each setting of a group, those of the groups in it included."""
-    return [row for name, field in model.model_fields.items() for row in field_rows(prefix + name, field)]
+    """An entry for each setting of a group; those of the groups in it follow, each group under a heading."""
+    plain, groups = [], []
+    for name, field in model.model_fields.items():
+        own, below = field_rows(prefix + name, field)
+        plain += own
+        groups += below
+    return [*plain, *groups]
 
 
-def field_rows(setting: str, field: FieldInfo) -> list[str]:
+def field_rows(setting: str, field: FieldInfo) -> tuple[list[str], list[str]]:
+    """The entry of a setting itself, and the headings and entries of the groups that it holds."""
     groups, named = groups_of(field.annotation), get_origin(field.annotation) is dict
     below = f"{setting}.NAME" if named and groups else setting
     if setting in AS_ABOVE:
-        return [f"| **`{setting}`** | {default(field)} | As `{AS_ABOVE[setting]}`. |"]
-    lines = []
-    if field.description or not groups:
-        lines.append(f"| `{setting}` | {default(field)} | {cell(field.description)}{choice(field.annotation)} |")
+        return entry(setting, field, f"As `{AS_ABOVE[setting]}`."), []
+    if not groups:
+        return entry(setting, field, text_of(field.description) + choice(field.annotation)), []
+    own = entry(setting, field, text_of(field.description)) if field.description else []
     if len(groups) == 1:
-        return [*lines, f"| **`{below}`** | | {cell(groups[0].__doc__)} |", *rows(groups[0], f"{below}.")]
-    if groups:
-        kinds = ", ".join(f"`{kind_of(group)}`" for group in groups)
-        lines.append(f"| `{below}.kind` | {default(field)} | One of {kinds}. |")
+        return own, group_rows(f"`{below}`", groups[0], below, own)
+    kinds = ", ".join(f"`{kind_of(group)}`" for group in groups)
+    found = [f"\n### `{below}`\n", *entry(f"{below}.kind", field, f"One of {kinds}.")]
     for group in groups:
-        lines.append(f"| **`{below}`** (kind `{kind_of(group)}`) | | {cell(group.__doc__)} |")
-        lines += [row for row in rows(group, f"{below}.") if not row.startswith(f"| `{below}.kind` |")]
-    return lines
+        found += group_rows(f"`{below}` (kind `{kind_of(group)}`)", group, below, own)
+    return own, [line for line in found if line]
+
+
+def group_rows(title: str, group: type[BaseModel], below: str, own: list[str]) -> list[str]:
+    """A heading, what the group is, and its settings but its kind."""
+    about = paragraph(text_of(group.__doc__))
+    inside = rows(group, f"{below}.")
+    kind = next((place for place, line in enumerate(inside) if line.startswith(f"- `{below}.kind`")), None)
+    if kind is not None and "(kind" in title:
+        end = next((n for n in range(kind + 1, len(inside)) if not inside[n].startswith("  ")), len(inside))
+        inside = inside[:kind] + inside[end:]
+    return [f"\n### {title}\n", *about, *([""] if about and inside else []), *inside]
+
+
+def entry(setting: str, field: FieldInfo, text: str) -> list[str]:
+    """A list item, wrapped: the setting, its default, what it means."""
+    shown = default(field)
+    shown = f" ({shown})" if shown == "required" else f" (default {shown})" if shown else ""
+    return item(f"`{setting}`{shown}" + (f": {text}" if text else ""))
+
+
+def item(text: str) -> list[str]:
+    return textwrap.wrap(f"- {text}", WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def paragraph(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def text_of(text: str | None) -> str:
+    """A docstring on one line."""
+    return " ".join((text or "").split()) if text and not text.startswith("Usage") else ""
 
 
 def choice(annotation: Any) -> str:
@@ -103,23 +140,30 @@ def default(field: FieldInfo) -> str:
 def recipes() -> str:
     """Every shipped recipe with what it says of itself."""
     lines = ["# Shipped recipes\n"]
-    lines.append(
+    lines += paragraph(
         "`driftgate train NAME --out runs/mine` trains one; `--family qwen3` takes the models, prompts and sizes of "
         "`qwen3/...` for a recipe that is written on the embedded pair. What such a recipe sets itself (limits, ramps "
-        "over steps, a support's k) is sized for the embedded pair and stays; look at it before a long run. Evidence: "
-        "P the paper's text, C its public code, N notes by readers only. Reads: what your `prompts.path` needs on each "
-        "line beside `problem`. What a source leaves open, or does otherwise, is in the last column.\n"
+        "over steps, a support's k) is sized for the embedded pair and stays; look at it before a long run."
     )
-    lines += [
-        "| recipe | what it does | source | evidence | reads | left open or otherwise |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| `{name}` | {cell(about.what)} | {cell(about.source)} | {about.evidence} | {read_of_problems(name)} | "
-        f"{cell(about.open)} |"
-        for name, about in shipped_recipes().items()
-    ]
+    lines += ["", *paragraph("Evidence: P the paper's text, C its public code, N notes by readers only.")]
+    room = None
+    for name, about in shipped_recipes().items():
+        if name.rpartition("/")[0] != room:
+            room = name.rpartition("/")[0]
+            lines.append(f"\n## {room or 'On real weights'}\n")
+        lines += recipe_rows(name, about)
     return MADE + "\n".join(lines) + "\n"
+
+
+def recipe_rows(name: str, about: About) -> list[str]:
+    """What a recipe does and follows; then what is left open or done otherwise."""
+    reads = read_of_problems(name)
+    follows = [f"Source: {about.source}." if about.source != "ours" else "Ours."]
+    follows += [f"Evidence: {about.evidence}."] if about.evidence != "ours" else []
+    follows += [f"Your problems need {reads}."] if reads else []
+    lines = item(f"**`{name}`**: {text_of(about.what)} {' '.join(follows)}")
+    otherwise = item(f"Left open or done otherwise: {text_of(about.open)}") if about.open else []
+    return [*lines, *(f"  {line}" for line in otherwise)]
 
 
 def read_of_problems(recipe: str) -> str:
@@ -132,18 +176,13 @@ def read_of_problems(recipe: str) -> str:
 
 def signals() -> str:
     """Every signal with its meaning and what it reads."""
-    lines = ["# Signals\n", inspect.cleandoc(known.__doc__ or "") + "\n"]
-    lines += ["| signal | meaning | reads |", "|---|---|---|"]
+    lines = ["# Signals\n", inspect.cleandoc(known.__doc__ or "") + "\n", "## The signals\n"]
     for name, described in known.SIGNALS.items():
-        reads = ", ".join(f"`{stream}`" for stream in described.reads)
-        lines.append(f"| `{name}` | {cell(described.meaning)} | {reads} |")
-    lines += ["\nWhat can be read:\n", "| stream | |", "|---|---|"]
-    lines += [f"| `{name}` | {cell(meaning)} |" for name, meaning in known.READABLE.items()]
+        reads = ", ".join(f"`{read}`" for read in described.reads)
+        lines += item(f"`{name}`: {text_of(described.meaning)}" + (f" Reads {reads}." if reads else ""))
+    lines += ["\n## What can be read\n", "| stream | |", "|---|---|"]
+    lines += [f"| `{name}` | {text_of(meaning)} |" for name, meaning in known.READABLE.items()]
     return MADE + "\n".join(lines) + "\n"
-
-
-def cell(text: str | None) -> str:
-    return " ".join((text or "").split()).replace("|", "\\|") if text and not text.startswith("Usage") else ""
 
 
 def functions() -> str:
