@@ -14,6 +14,7 @@ from driftgate.errors import InputError
 from driftgate.evaluate.passk import pass_at_k
 from driftgate.study.command import read_arms, short_names
 from driftgate.study.compare import Comparison, arm_scores, compare_arms, with_holm
+from driftgate.study.counts import arms_of, counts_of
 from driftgate.study.scores import Scores, read_scores, values_of
 from driftgate.study.verdict import points, verdict
 
@@ -149,10 +150,34 @@ def test_holm_counts_all_comparisons_of_a_measure_whatever_their_base():
     assert [c.p_holm for c in with_holm(given)] == [pytest.approx(0.02), pytest.approx(0.04), None, pytest.approx(0.03)]
 
 
+def test_holm_adjusts_equivalence_too():
+    """Each of three is shown by itself, none among three."""
+    p_values = (0.02, 0.03, 0.04)
+    given = [Comparison("a", "b", "pass@1", 0.0, 0.0, 0.0, 0.02, [0.0], p=0.5, p_equivalence=p) for p in p_values]
+    adjusted = with_holm(given)
+    assert [c.p_equivalence_holm for c in adjusted] == pytest.approx([0.06, 0.06, 0.06])
+    assert [verdict(c, c.p_holm, "better")[0] for c in adjusted] == ["undetermined"] * 3
+    alone = with_holm(given[:1])[0]
+    assert verdict(alone, alone.p_holm, "better")[0] == "equivalent"
+
+
+def test_the_counts_of_a_summary_give_the_comparison_again(arms):
+    names = {name: list(ids) for name, ids in arms["none"].problems.items()}
+    samples = next(iter(arms["none"].correct.values())).shape[2]
+    summary = {"counts": counts_of(arms, range(3)), "samples": samples, "problem_ids": names}
+    again = arms_of(json.loads(json.dumps(summary)))
+    for one, other in zip(compare_arms(arms, "none"), compare_arms(again, "none")):
+        for key in ("arm", "measure", "difference", "low", "high", "p", "p_holm", "low_90", "p_equivalence_holm", "se"):
+            assert getattr(one, key) == getattr(other, key)
+    with pytest.raises(InputError, match="no counts"):
+        arms_of({"samples": 8})
+
+
 def compared(difference, half, p, p_equivalence):
     return Comparison(
         "gate", "none", "pass@1", difference, difference - half, difference + half, 0.02, [difference] * 3,
-        p=p, p_holm=p, p_equivalence=p_equivalence, detectable=0.05,
+        p=p, p_holm=p, p_equivalence=p_equivalence / 2, p_equivalence_holm=p_equivalence,
+        low_90=difference - 0.8 * half, high_90=difference + 0.8 * half, detectable=0.05,
     )  # fmt: skip
 
 
@@ -178,6 +203,7 @@ def test_a_difference_inside_the_margin_is_called_both():
     why = verdict(c, c.p_holm, "better")[1]
     assert "a difference" in why
     assert "within 2.0 points" in why
+    assert "90 % interval [+0.6, +1.4]" in why
 
 
 def test_an_open_verdict_says_what_could_have_been_seen():

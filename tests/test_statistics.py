@@ -10,7 +10,14 @@ from scipy import stats
 from driftgate.study.bootstrap import bootstrap_differences, corrected_interval
 from driftgate.study.cochran import effective_df, quantile, upper_tail
 from driftgate.study.permutation import sign_flip_p
-from driftgate.study.statistics import holm, interval, p_equivalence, p_two_sided, smallest_detectable
+from driftgate.study.statistics import (
+    equivalence_interval,
+    holm,
+    interval,
+    p_equivalence,
+    p_two_sided,
+    smallest_detectable,
+)
 from driftgate.study.two_way import TwoWayMean, two_way_mean
 
 
@@ -220,6 +227,16 @@ def test_equivalence_is_seldom_found_at_the_margin_and_often_at_zero():
     values = tables(np.random.default_rng(6), 5, (40, 40), 0.01, 0.0, 0.1, studies=(3_000,))
     assert np.mean(p_equivalence(two_way_mean([v + 0.04 for v in values]), 0.04) < 0.05) < 0.065
     assert np.mean(p_equivalence(two_way_mean(values), 0.04) < 0.05) > 0.8
+
+
+def test_the_90_percent_interval_lies_within_the_margin_exactly_where_equivalence_is_found():
+    """The 95 % interval of a comparison that is equivalent at 5 % may leave the margin; this one may not."""
+    mean = two_way_mean(tables(np.random.default_rng(8), 4, (30, 30), 0.02, 0.0, 0.1, studies=(2_000,)))
+    (low, high), (wide_low, wide_high) = equivalence_interval(mean), interval(mean)
+    found = p_equivalence(mean, 0.05) < 0.05
+    assert np.array_equal(found, (low > -0.05) & (high < 0.05))
+    assert 0.1 < found.mean() < 0.9
+    assert (found & ((wide_low <= -0.05) | (wide_high >= 0.05))).any()
 
 
 def slow_bootstrap(arm, base, draws, rng):

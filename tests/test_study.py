@@ -14,10 +14,12 @@ from driftgate import cli
 from driftgate.errors import InputError, RunError
 from driftgate.recipe import check_config
 from driftgate.study import runner
+from driftgate.study.compare import compare_arms
 from driftgate.study.config import Exam, arm_configs, load_study
+from driftgate.study.counts import arms_of
 from driftgate.study.locked import locked
 from driftgate.study.plan import problems_of
-from driftgate.study.runner import check, do_one, is_done, jobs_of, run_study
+from driftgate.study.runner import check, is_done, jobs_of, run_job, run_study
 from driftgate.study.runs import run_folder
 
 QUIET = Console(quiet=True)
@@ -93,6 +95,9 @@ def test_a_study_trains_examines_compares_and_reports(study_file, tmp_path):
     assert [c["arm"] for c in summary["comparisons"]] == ["gated"]
     assert summary["claims"][0]["verdict"] in ("supported", "refuted", "equivalent", "undetermined")
     assert all((out / name).is_file() for name in ("report.html", "report.md", "plots/learning.png"))
+    again = compare_arms(arms_of(summary), "none", ["pass@1"])[0]  # from the counts alone
+    for key in ("difference", "low", "high"):
+        assert getattr(again, key) == pytest.approx(summary["comparisons"][0][key], rel=1e-5)
     told = console.export_text()
     assert "[6/6]" in told
     assert "gates help" in told
@@ -104,6 +109,17 @@ def test_a_finished_study_is_only_read(study_file, tmp_path, inline):
     made = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()}
     run_study(study_file(), out, QUIET, 1)
     assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+def test_a_finished_run_whose_metrics_end_early_is_refused(study_file, tmp_path, inline):
+    """It was copied before it had ended."""
+    out = tmp_path / "out"
+    run_study(study_file(), out, QUIET, 1)
+    metrics = run_folder(out / "runs", "gated", 1) / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(lines[: len(lines) // 2]))
+    with pytest.raises(InputError, match="ends after 1 of 2 steps"):
+        run_study(study_file(), out, QUIET, 1)
 
 
 def test_a_study_that_was_cut_off_ends_as_if_it_had_not_been(study_file, tmp_path, inline, monkeypatch):
@@ -250,7 +266,7 @@ def end_of_process(job, tell):
 
 
 def test_a_process_that_is_killed_does_not_take_the_report_with_it(study_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "do_one", end_of_process)
+    monkeypatch.setattr(runner, "run_job", end_of_process)
     with pytest.raises(RunError, match=r"gated, seed 0: its process was killed"):
         run_study(study_file(), tmp_path / "out", QUIET, 1)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -285,7 +301,7 @@ def test_what_arms_do_not_share_is_told(study_file, tmp_path):
     configs = arm_configs(study)
     jobs = [job for job in jobs_of(study, configs, tmp_path) if job.trained]
     for job in jobs:
-        assert do_one(job, lambda count: None) is None
+        assert run_job(job, lambda count: None) is None
         assert is_done(job)
     entries = {e["what"]: e for e in locked(study, {arm: [run_folder(tmp_path, arm, 0)] for arm in configs})}
     assert entries["first rollout batch, token by token"]["differs"] == ["gated"]
@@ -302,7 +318,7 @@ def test_prompts_are_the_same_as_far_as_runs_of_different_lengths_go(study_file,
     study = load_study(path)
     configs = arm_configs(study)
     for job in jobs_of(study, configs, tmp_path):
-        assert not job.trained or do_one(job, lambda count: None) is None
+        assert not job.trained or run_job(job, lambda count: None) is None
     entries = {e["what"]: e for e in locked(study, {arm: [run_folder(tmp_path, arm, 0)] for arm in configs})}
     assert entries["prompts shown, in order, in the first 1 steps"]["same"]
 

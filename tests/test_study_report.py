@@ -20,6 +20,8 @@ NAMES = (
 )  # fmt: skip
 BENCHMARKS = {"lock16": 40, "lock19": 40, "lock22": 40, "lock25": 40}
 
+EQUIVALENCE = ("p_equivalence", "p_equivalence_holm", "low_90", "high_90")
+
 
 def fake_summary(arms: int = 12, seeds: int = 5, steps: int = 50, claims: bool = True) -> dict[str, Any]:
     """A summary of the shape that a study writes, with made-up numbers; one seed has no comparisons."""
@@ -94,7 +96,14 @@ def _comparison(arm: str, against: str, measure: str, values: np.ndarray) -> dic
     middle, p = float(values.mean()), min(1.0, 0.6 * math.exp(-abs(values.mean()) / se))
     ends = {"low": middle - 2.8 * se, "high": middle + 2.8 * se}
     tests = {"p": p, "p_holm": min(1.0, 5 * p), "p_permutation": 0.0625, "least_p_permutation": 0.0625}
-    sizes = {"p_equivalence": 1 - p, "margin": 0.05, "detectable": 4 * se, "se": se, "df": len(values) - 1.0}
+    half_90 = 2.1 * se
+    tests |= {
+        "p_equivalence": 1 - p,
+        "p_equivalence_holm": 1.0,
+        "low_90": middle - half_90,
+        "high_90": middle + half_90,
+    }
+    sizes = {"margin": 0.05, "detectable": 4 * se, "se": se, "df": len(values) - 1.0}
     named = {"arm": arm, "against": against, "measure": measure, "difference": middle}
     return named | ends | tests | sizes | {"per_seed": [float(v) for v in values]}
 
@@ -216,9 +225,11 @@ def test_the_numbers_are_the_summary_s(pages):
         cells, score = table[row["arm"]], summary["scores"][row["arm"]]["pass@1"]["mean"]
         assert numbers(cells[1]) == pytest.approx([100 * score[key] for key in ("mean", "low", "high")], abs=0.05)
         assert numbers(cells[3]) == pytest.approx([100 * row[k] for k in ("difference", "low", "high")], abs=0.05)
-        for cell, key, scale in zip(cells[4:8], ("p", "p_holm", "p_equivalence", "detectable"), (1, 1, 1, 100)):
-            shown = numbers(cell)[0]
-            assert shown == pytest.approx(scale * row[key], abs=0.05 if scale > 1 else 0.0006) or "<0.001" in cell
+        assert numbers(cells[5]) == pytest.approx([100 * row["low_90"], 100 * row["high_90"]], abs=0.05)
+        for place, key, scale in ((4, "p_holm", 1), (6, "p_equivalence_holm", 1), (7, "detectable", 100)):
+            shown = numbers(cells[place])[0]
+            exact = pytest.approx(scale * row[key], abs=0.05 if scale > 1 else 0.0006)
+            assert shown == exact or "<0.001" in cells[place]
 
 
 def test_html_and_markdown_show_the_same_numbers(pages):
@@ -251,7 +262,7 @@ def test_a_lock_that_broke_is_called_out():
     summary["locked"][1] |= {"same": False, "differs": ["newline"]}
     page = rendered(summary)
     assert "Not all that should have been the same" in page
-    assert rows_of(page, "What was locked")["examination's problems and answers"][1] == "**NO**: not in newline"
+    assert "examination's problems and answers: **NOT the same in all arms**, not in newline" in page
 
 
 def test_names_are_text_and_no_markup(tmp_path):
@@ -274,10 +285,10 @@ def test_the_smallest_study_has_a_report_that_promises_nothing(tmp_path):
 
 
 def test_with_one_seed_a_difference_has_an_interval_and_no_test(tmp_path):
-    summary, tests = fake_summary(2, 2), ("p", "p_holm", "p_permutation", "least_p_permutation", "p_equivalence")
+    summary, tests = fake_summary(2, 2), ("p", "p_holm", "p_permutation", "least_p_permutation")
     summary |= {"seeds": [0], "claims": summary["claims"][:1]}
     for row in summary["comparisons"]:
-        row |= dict.fromkeys((*tests, "detectable", "se", "df")) | {"per_seed": row["per_seed"][:1]}
+        row |= dict.fromkeys((*tests, *EQUIVALENCE, "detectable", "se", "df")) | {"per_seed": row["per_seed"][:1]}
     summary["claims"][0] |= {"verdict": "undetermined", "why": "one seed"}
     write_report(summary, tmp_path)
     cells = rows_of(both(tmp_path)[1], "The table")["block64"]

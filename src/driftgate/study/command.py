@@ -86,7 +86,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     title = f"minus {first.against}, in points [95 % interval {covers}]"
     table = Table("measure", "arm", "difference", "p", "Holm", title=title)
     table.add_column("permutation (least)")
-    table.add_column(f"equal within {points(first.margin, '')}")
+    table.add_column(f"equal within {points(first.margin, '')}: 90 % interval, Holm")
     table.add_column("detectable")
     table.add_column("bootstrap")
     for c in comparisons:
@@ -103,7 +103,7 @@ def _cells(c: Comparison) -> list[str]:
     return [
         *cells,
         f"{p_text(c.p_permutation)} ({p_text(c.least_p_permutation)})",
-        p_text(c.p_equivalence),
+        f"[{points(c.low_90 or 0.0)}, {points(c.high_90 or 0.0)}] {p_text(c.p_equivalence_holm)}",
         points(c.detectable, ""),
         "-" if low is None or high is None else f"[{points(low)}, {points(high)}]",
     ]

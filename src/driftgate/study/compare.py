@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import InputError
-from ..evaluate.passk import Estimate, bootstrap_interval
+from ..evaluate.passk import MeanWithInterval, bootstrap_interval
 from ..keyed import generator
 from .bootstrap import bootstrap_differences, corrected_interval
 from .cochran import effective_df
 from .permutation import sign_flip_p
 from .scores import Scores, require_same_problems, samples_needed, values_of
-from .statistics import holm, interval, p_equivalence, p_two_sided, smallest_detectable
+from .statistics import equivalence_interval, holm, interval, p_equivalence, p_two_sided, smallest_detectable
 from .two_way import TwoWayMean, seed_means, two_way_mean
 
 BOOTSTRAP_DRAWS = 2_000
@@ -45,7 +45,12 @@ class Comparison:
     least_p_permutation: float | None = None
     """What the permutation test cannot go below with so few seeds."""
     p_equivalence: float | None = None
-    """Of "the difference is margin or more"; below 0.05 shows equivalence."""
+    """Of "the difference is margin or more"; below 0.05 exactly where the 90 % interval lies within the margin."""
+    p_equivalence_holm: float | None = None
+    """The same, adjusted as `p_holm` is; below 0.05 shows equivalence."""
+    low_90: float | None = None
+    """90 % interval, which belongs to the equivalence test at 5 %."""
+    high_90: float | None = None
     detectable: float | None = None
     """The true difference that this design finds in 4 of 5 studies."""
     se: float | None = None
@@ -74,19 +79,21 @@ def compare_arms(
 
 
 def with_holm(comparisons: Sequence[Comparison], planned: int | None = None) -> list[Comparison]:
-    """The same with p_holm: adjusted for all that are given together, within each measure.
+    """The same with p_holm and p_equivalence_holm: adjusted for all that are given together, within each measure.
 
     planned: comparisons in each measure, if not all that were planned are given.
     """
-    families: dict[str, list[float]] = {}
-    for c in comparisons:
-        if c.p is not None:
-            families.setdefault(c.measure, []).append(c.p)
-    adjusted = {measure: iter(holm(p_values, planned)) for measure, p_values in families.items()}
-    return [replace(c, p_holm=None if c.p is None else next(adjusted[c.measure])) for c in comparisons]
+    adjusted = list(comparisons)
+    for measure in {c.measure for c in comparisons}:
+        places = [place for place, c in enumerate(comparisons) if c.measure == measure and c.p is not None]
+        p = holm([comparisons[place].p or 0.0 for place in places], planned)
+        equivalence = holm([comparisons[place].p_equivalence or 0.0 for place in places], planned)
+        for place, one, other in zip(places, p, equivalence):
+            adjusted[place] = replace(comparisons[place], p_holm=one, p_equivalence_holm=other)
+    return adjusted
 
 
-def arm_scores(scores: Scores, measure: str) -> dict[str, Estimate]:
+def arm_scores(scores: Scores, measure: str) -> dict[str, MeanWithInterval]:
     """A measure of one arm by benchmark, and under "mean" over benchmarks, with 95 % intervals over seeds and problems.
 
     Never narrower than `bootstrap_interval` over problems alone, which also serves where there is one seed.
@@ -125,6 +132,7 @@ def _compare(arms: Mapping[str, Scores], arm: str, against: str, measure: str, m
         difference = float(per_seed.mean())
         return Comparison(arm, against, measure, difference, low, high, margin, per_seed.tolist())
     (low, high), (p_permutation, least) = interval(mean), sign_flip_p(per_seed, seed)
+    low_90, high_90 = equivalence_interval(mean)
     bootstrap = _bootstrap(arms[arm], arms[against], measure, mean, seed)
     return Comparison(
         arm=arm,
@@ -137,6 +145,8 @@ def _compare(arms: Mapping[str, Scores], arm: str, against: str, measure: str, m
         p_permutation=p_permutation,
         least_p_permutation=least,
         p_equivalence=float(p_equivalence(mean, margin)),
+        low_90=float(low_90),
+        high_90=float(high_90),
         margin=margin,
         detectable=float(smallest_detectable(mean)),
         se=float(mean.se),
@@ -165,7 +175,7 @@ def _bootstrap(
     return corrected_interval(mean, draws)
 
 
-def _estimate(values: Mapping[str, np.ndarray]) -> Estimate:
+def _estimate(values: Mapping[str, np.ndarray]) -> MeanWithInterval:
     """The macro mean of float64 [seeds, problems] per benchmark, its ends within 0 and 1."""
     tables = list(values.values())
     mean = float(seed_means(tables).mean())
@@ -173,7 +183,7 @@ def _estimate(values: Mapping[str, np.ndarray]) -> Estimate:
     if len(tables[0]) > 1:
         ends = interval(two_way_mean(tables))
         low, high = min(low, max(0.0, float(ends[0]))), max(high, min(1.0, float(ends[1])))
-    return Estimate(mean, min(low, mean), max(high, mean))
+    return MeanWithInterval(mean, min(low, mean), max(high, mean))
 
 
 def _clipped(values: np.ndarray) -> list[float]:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from ..config import TrainConfig
 from ..errors import InputError
 from ..evaluate.evaluate import EvalSettings
-from ..recipe import check_config, checked, load_values, merge, parse_yaml
+from ..recipe import check_config, checked, load_values, merge, parse_yaml, run_code
 from ..settings import Settings, differing, flat
 from .runs import REFERENCE_FOLDER, REFERENCES
 from .scores import samples_needed
@@ -162,6 +162,7 @@ def arm_configs(study: Study) -> dict[str, TrainConfig]:
         for change in (study.common, arm.settings, {"seed": study.seeds[0]}):
             values = merge(values, change)
         try:
+            run_code(values.get("code"))
             configs[name] = check_config(values)
         except InputError as error:
             raise InputError(f"arm {name}: {error}") from None

@@ -20,9 +20,10 @@ from .verdict import points
 
 MEANING = (
     "A claim that an arm is better is supported where the Holm-adjusted test rejects zero and the difference is above "
-    "it, refuted where it is below, and else equivalent where the difference is shown to lie inside the margin. A "
-    "claim that two arms are equal is supported where that is shown, and refuted where the test rejects zero and the "
-    "whole interval lies outside the margin. All else is undetermined, which is evidence for neither side."
+    "it, refuted where it is below, and else equivalent where the Holm-adjusted test shows that the difference lies "
+    "inside the margin. A claim that two arms are equal is supported where that is shown, and refuted where the test "
+    "rejects zero and the whole interval lies outside the margin. All else is undetermined, which is "
+    "evidence for neither side."
 )
 FULL_NOTE = (
     "In points: the standard error (s.e., with its degrees of freedom, d.f.), the equivalence margin and the smallest "
@@ -33,6 +34,7 @@ LOCKED_NOTE = (
     "Taken from what the runs left, by arm or by arm and seed, and compared between arms; the whole hashes are in "
     "summary.json."
 )
+COST_NOTE = "Rollout tokens and CPU-seconds (of training) are means over an arm's finished runs."
 NONE = "–"
 """Stands for a number that is not there."""
 PLOTS = {
@@ -89,6 +91,7 @@ def _view(summary: Mapping[str, Any]) -> dict[str, Any]:
         "compared": bool(summary["comparisons"]),
         "table": _table(summary, measures, base),
         "table_note": _table_note(summary),
+        "cost_note": COST_NOTE,
         "seeds_table": seeds if len(summary["seeds"]) > 1 else [],
         "more_comparisons": summary["comparisons"],
         "full_note": FULL_NOTE,
@@ -202,13 +205,12 @@ def _tally(claims: Sequence[Mapping[str, Any]]) -> str:
 
 def _table_note(summary: Mapping[str, Any]) -> str:
     notes = ["Brackets: 95 % intervals; those of models that no arm trained cover problems alone."]
-    notes.append("Rollout tokens and CPU-seconds (of training) are means over an arm's finished runs.")
     if summary["comparisons"]:
         notes.append(
             "Differences and the smallest difference that the study finds in 4 of 5 cases are in points. Holm p is "
-            "adjusted for all comparisons of the study in the same measure; equivalence p is of the difference being "
-            "the margin or more, and not adjusted. The smallest detectable is of a comparison by itself: Holm's "
-            "correction asks for more."
+            "adjusted for all comparisons of the study in the same measure. The 90 % interval belongs to the test of "
+            "equivalence at 5 %: it lies within the margin where that p, before Holm's correction, is below 0.05. The "
+            "smallest detectable is of a comparison by itself: Holm's correction asks for more."
         )
     if any(row["p"] is None for row in summary["comparisons"]):
         notes.append("The interval of a difference without p covers problems alone.")
@@ -263,6 +265,7 @@ def _environment(escape: bool) -> Environment:
         "points": _points,
         "bare_points": _bare_points,
         "difference": _difference,
+        "interval_90": _interval_90,
         "p": _p,
         "number": _number,
         "count": _count,
@@ -288,6 +291,12 @@ def _interval(row: Mapping[str, Any]) -> str:
     if not (_known(row["low"]) and _known(row["high"])):
         return ""
     return f" [{_bare_points(row['low'])}, {_bare_points(row['high'])}]"
+
+
+def _interval_90(row: Mapping[str, Any]) -> str:
+    """The interval of the equivalence test."""
+    low, high = row["low_90"], row["high_90"]
+    return f"[{_points(low)}, {_points(high)}]" if _known(low) and _known(high) else NONE
 
 
 def _points(share: float | None) -> str:

@@ -19,24 +19,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 
 from ..config import ModelSettings, TrainConfig
 from ..data.benchmarks import load_benchmark
 from ..errors import InputError, RunError
 from ..evaluate.evaluate import EvalSettings, check_settings, evaluate, load_examinee, responses_of
-from ..files import replace_file
+from ..files import json_rows, replace_file
+from ..report.plots import read_metrics
 from ..stop import Stopped
 from ..train.command import run
-from ..train.folder import lock, resolved_config
+from ..train.folder import check_resumable, config_of, lock
 from ..workers import Workers
 from .config import Study, arm_configs, load_study
 from .report import write_report
 from .runs import REFERENCES, reference_folder, run_folder
-from .summary import summarise
+from .summary import summary_of
 
-Tell = Callable[[int], None]
+Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ def run_study(path: Path, out: Path, console: Console, workers: int | None, runs
     check(jobs)
     out.mkdir(parents=True, exist_ok=True)
     with lock(out):
-        failed = do(jobs, console, workers or torch.cuda.device_count() or os.cpu_count() or 1, out)
+        failed = run_jobs(jobs, console, workers or torch.cuda.device_count() or os.cpu_count() or 1, out)
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        summary = summarise(path.stem, study, configs, runs, command, seconds_spent(out))
-        replace_file(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+        summary = summary_of(path.stem, study, configs, runs, command, seconds_spent(out))
+        replace_file(out / "summary.json", json_rows(summary) + "\n")
         write_report(summary, out)
     for claim in summary["claims"]:
         console.print(f"{claim['verdict']}: {claim['text']} ({claim['why']})", highlight=False, soft_wrap=True)
@@ -124,15 +124,21 @@ def check(jobs: Sequence[Job]) -> None:
 
 def _check_folder(job: Job) -> None:
     """Raises InputError where it holds a run or an examination of something else."""
-    if job.trained and (job.folder / "config.yaml").is_file():
-        resolved_config(job.config, job.folder)
-        steps = yaml.safe_load((job.folder / "config.yaml").read_text())["steps"]
-        if steps != job.config.steps:
+    before = config_of(job.folder) if job.trained else None
+    if before is not None:
+        check_resumable(before, job.config, job.folder)
+        if before.steps != job.config.steps:
             raise InputError(
-                f"{job.folder}: holds a run of {steps} steps, the study asks for {job.config.steps}; choose another "
-                f"--runs or --out, or remove the folder"
+                f"{job.folder}: holds a run of {before.steps} steps, the study asks for {job.config.steps}; choose "
+                f"another --runs or --out, or remove the folder"
             )
     done = _done(job)
+    steps = len(read_metrics(job.folder, "rollout")) if done and job.trained else job.config.steps
+    if steps < job.config.steps:
+        raise InputError(
+            f"{job.folder}: is marked as finished, but its metrics.jsonl ends after {steps} of {job.config.steps} "
+            f"steps, as when a run is copied before it has ended; copy it again, or remove the folder"
+        )
     if done and (done["exam"] != _as_json(job.exam) or done.get("model") != job.examined):
         raise InputError(
             f"{job.folder}: was examined otherwise, or is another model; choose another --runs or --out, or remove "
@@ -140,7 +146,7 @@ def _check_folder(job: Job) -> None:
         )
 
 
-def do(jobs: Sequence[Job], console: Console, workers: int, out: Path) -> dict[str, str]:
+def run_jobs(jobs: Sequence[Job], console: Console, workers: int, out: Path) -> dict[str, str]:
     """All jobs. Returns what failed and why. Prints a line as each ends."""
     left = [job for job in jobs if not is_done(job)]
     console.print(f"{len(jobs) - len(left)} of {len(jobs)} runs and examinations are there already", highlight=False)
@@ -149,7 +155,7 @@ def do(jobs: Sequence[Job], console: Console, workers: int, out: Path) -> dict[s
     total, done, began, failed = sum(job.work for job in left), 0, time.perf_counter(), {}
     finished: list[str] = []
 
-    def tell_end(job: Job, future: Future[str | None]) -> None:
+    def report_end(job: Job, future: Future[str | None]) -> None:
         if future.cancelled() or future.exception() is not None:
             return
         error = future.result()
@@ -172,8 +178,8 @@ def do(jobs: Sequence[Job], console: Console, workers: int, out: Path) -> dict[s
             pool.progress.advance(whole, count)
 
         for job in left:
-            future = pool.start(job.name, job.work, do_one, job)
-            future.add_done_callback(lambda future, job=job: tell_end(job, future))
+            future = pool.start(job.name, job.work, run_job, job)
+            future.add_done_callback(lambda future, job=job: report_end(job, future))
         try:
             pool.wait(advance)
         except BrokenProcessPool:
@@ -182,19 +188,19 @@ def do(jobs: Sequence[Job], console: Console, workers: int, out: Path) -> dict[s
     return failed
 
 
-def do_one(job: Job, tell: Tell) -> str | None:
+def run_job(job: Job, advance: Advance) -> str | None:
     """In a worker process: train, then examine. Returns what went wrong in the run, if anything did."""
     (job.folder / "failed.json").unlink(missing_ok=True)
     try:
         free_memory()  # of a run before that failed
         if job.trained:
             with costed(job.folder, "train"):
-                run(job.config, job.folder, Console(quiet=True), lambda steps: tell(steps * job.per_step))
+                run(job.config, job.folder, Console(quiet=True), lambda steps: advance(steps * job.per_step))
             free_memory()  # the examination takes what it finds
         with costed(job.folder, "exam"):
             path = job.model or str(job.folder)
             model = load_examinee(path, job.config.device, job.how.dtype, job.how.compute)
-            evaluate(model, job.exam, job.folder / "eval", tell)
+            evaluate(model, job.exam, job.folder / "eval", advance)
     except Stopped:
         raise
     except Exception as error:  # whatever it is, the other runs go on

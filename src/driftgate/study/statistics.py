@@ -18,6 +18,13 @@ def interval(mean: TwoWayMean) -> tuple[np.ndarray, np.ndarray]:
     return mean.mean - half, mean.mean + half
 
 
+def equivalence_interval(mean: TwoWayMean) -> tuple[np.ndarray, np.ndarray]:
+    """([...], [...]): the ends of the 90 % interval. It lies inside the margin exactly where `p_equivalence` is below
+    0.05: two one-sided tests at 5 % each leave 5 % on either side."""
+    half = quantile(mean, LEVEL) * mean.se
+    return mean.mean - half, mean.mean + half
+
+
 def p_two_sided(mean: TwoWayMean) -> np.ndarray:
     """[...]: of the hypothesis that the mean is 0; below 0.05 exactly where `interval` excludes 0. Needs se > 0."""
     return np.minimum(1.0, 2 * upper_tail(mean, np.abs(mean.mean) / mean.se))

@@ -19,6 +19,7 @@ from ..settings import differing, flat
 from ..train.sums import QUANTILES
 from .compare import Comparison, arm_scores, compare_arms, with_holm
 from .config import Claim, Study, settings_of
+from .counts import counts_of
 from .locked import locked
 from .runs import REFERENCES, reference_folder, run_folder, seed_of
 from .scores import Scores, read_scores, samples_needed
@@ -27,7 +28,7 @@ from .verdict import verdict
 VERSIONS = ("driftgate", "torch", "transformers", "numpy", "scipy")
 
 
-def summarise(
+def summary_of(
     name: str, study: Study, configs: Mapping[str, TrainConfig], runs: Path, command: str, seconds: float
 ) -> dict[str, Any]:
     """Of a study whose runs are in the folder `runs`; those that have not been examined count as failed."""
@@ -40,6 +41,7 @@ def summarise(
         arm: [run_folder(runs, arm, r["seed"]) for r in rows if r["arm"] == arm and r["status"] == "done"]
         for arm in configs
     }
+    problems = {name: list(ids) for name, ids in next(iter(scores.values())).problems.items()} if scores else {}
     return {
         "name": name,
         "what": study.what,
@@ -53,12 +55,14 @@ def summarise(
         "passes": {arm: config.passes for arm, config in configs.items()},
         "seeds": list(study.seeds),
         "samples": study.exam.samples,
-        "problems": {name: len(ids) for name, ids in next(iter(scores.values())).problems.items()} if scores else {},
+        "problems": {name: len(ids) for name, ids in problems.items()},
         "common": flat(study.common),
         "arms": _arms(study, configs),
         "locked": locked(study, done),
         "runs": rows,
         "scores": _scores(study, scores, runs),
+        "problem_ids": problems,
+        "counts": counts_of(scores, study.seeds),
         "comparisons": [_rounded(asdict(c)) for c in comparisons],
         "claims": [_judged(study, claim, comparisons, rows) for claim in study.claims],
         "curves": {arm: {seed_of(run): _curve(run) for run in folders} for arm, folders in done.items()},

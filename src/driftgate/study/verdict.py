@@ -11,7 +11,8 @@ Verdict = Literal["supported", "refuted", "equivalent", "undetermined"]
 def verdict(comparison: Comparison, p_holm: float | None, claim: Literal["better", "equal"]) -> tuple[Verdict, str]:
     """Of "the arm is better than its base", or "the arm is equal to it within the margin", and why in a sentence.
 
-    `p_holm` is the p of no difference adjusted for all that is claimed together, usually comparison.p_holm.
+    `p_holm` is the p of no difference adjusted for all that is claimed together, usually comparison.p_holm. Equivalence
+    is shown where its p, adjusted likewise, is below 0.05.
     Better: supported or refuted by the sign where p_holm is below 0.05; else equivalent where that is shown.
     Equal: supported where equivalence is shown; refuted where p_holm is below 0.05 and the whole interval lies
     outside the margin. Else undetermined, and so is anything from a single training seed. Arms that score alike on
@@ -19,10 +20,10 @@ def verdict(comparison: Comparison, p_holm: float | None, claim: Literal["better
     margin.
     """
     c = comparison
-    if p_holm is None or c.p_equivalence is None:
+    if p_holm is None or c.p_equivalence_holm is None:
         same = len(c.per_seed) > 1 and not c.difference and -c.margin < c.low <= c.high < c.margin
         return ("supported" if claim == "equal" else "equivalent", _same(c)) if same else ("undetermined", _open(c))
-    significant, equivalent = p_holm < LEVEL, c.p_equivalence < LEVEL
+    significant, equivalent = p_holm < LEVEL, c.p_equivalence_holm < LEVEL
     outside = c.low > c.margin or c.high < -c.margin
     word: Verdict = "undetermined"
     if claim == "better":
@@ -44,6 +45,12 @@ def points(fraction: float, sign: str = "+") -> str:
 
 def with_interval(c: Comparison) -> str:
     return f"{points(c.difference)} [{points(c.low)}, {points(c.high)}]"
+
+
+def equivalence_text(c: Comparison) -> str:
+    """The 90 % interval, which is that of the test, and its p."""
+    low, high = points(c.low_90 or 0.0), points(c.high_90 or 0.0)
+    return f"90 % interval [{low}, {high}], equivalence Holm p {p_text(c.p_equivalence_holm)}"
 
 
 def p_text(p: float | None) -> str:
@@ -70,13 +77,13 @@ def _open(c: Comparison) -> str:
 def _reason(c: Comparison, p_holm: float, significant: bool, equivalent: bool) -> str:
     seeds, margin = len(c.per_seed), points(c.margin, "")
     text = f"{with_interval(c)} points over {seeds} seeds, Holm p {p_text(p_holm)}"
-    inside = f"within {margin} points either way (equivalence p {p_text(c.p_equivalence)})"
+    inside = f"within {margin} points either way ({equivalence_text(c)})"
     if significant:
         return f"{text}: a difference" + (f", and yet one {inside}." if equivalent else ".")
     if equivalent:
         return f"{text}: {inside}."
     return (
-        f"{text}: neither a difference nor equality within {margin} points is shown; to be found in four of "
-        f"five such studies, a true difference would have to be about {points(c.detectable or 0.0, '')} points (before "
-        "Holm's correction)."
+        f"{text}: neither a difference nor equality within {margin} points is shown ({equivalence_text(c)}). To be "
+        f"found in four of five such studies, a true difference would have to be about "
+        f"{points(c.detectable or 0.0, '')} points (before Holm's correction)."
     )

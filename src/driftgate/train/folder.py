@@ -31,16 +31,27 @@ MAY_CHANGE = ("steps", "checkpoint", "device", "microbatch_tokens", "rollout.bat
 
 def resolved_config(config: TrainConfig, out: Path) -> TrainConfig:
     """The configuration to run with: the run folder's own where there is one. Raises InputError where they differ."""
+    before = config_of(out)
+    if before is None:
+        return config.model_copy(update={"threads": config.threads or torch.get_num_threads()})
+    return check_resumable(before, config, out)
+
+
+def config_of(out: Path) -> TrainConfig | None:
+    """What a run folder was begun with; None for a new folder. Raises InputError for one of another version."""
     path = out / "config.yaml"
     if not path.is_file():
-        threads = config.threads or torch.get_num_threads()
-        return config.model_copy(update={"threads": threads})
+        return None
     try:
-        before = check_config(yaml.safe_load(path.read_text()))
+        return check_config(yaml.safe_load(path.read_text()))
     except InputError as error:
         raise InputError(
             f"--out {out}: its config.yaml is of another version ({error}); choose another --out"
         ) from None
+
+
+def check_resumable(before: TrainConfig, config: TrainConfig, out: Path) -> TrainConfig:
+    """`config`, with the threads that the run was begun with. Raises InputError for a setting that may not change."""
     if config.threads is None:
         config = config.model_copy(update={"threads": before.threads})
     changed = changed_settings(before, config)
@@ -49,8 +60,8 @@ def resolved_config(config: TrainConfig, out: Path) -> TrainConfig:
         refused.append("steps (the learning rate's schedule ends with them)")
     if refused:
         raise InputError(
-            f"--out {out}: holds a run with other settings: {', '.join(refused)}; its own are in {path}. "
-            f"Choose another --out, or give the same settings to resume it"
+            f"--out {out}: holds a run with other settings: {', '.join(refused)}; its own are in "
+            f"{out / 'config.yaml'}. Choose another --out, or give the same settings to resume it"
         )
     return config
 
