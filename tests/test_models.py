@@ -104,9 +104,13 @@ def test_layers_run_twice_exactly_where_checkpointing_is_on(kind, on):
     gradient_of(policy)
     assert len(layers) == 2
     assert len(runs) == (4 if on else 2)
+    policy.for_decoding()
+    for _ in range(2):  # in no state left by training, nor by itself
+        policy.model(micro_batch().input_ids)
     with torch.no_grad():
         policy(micro_batch(), lambda hidden, head: None)
-    assert len(runs) == (6 if on else 4)
+    assert len(runs) == (10 if on else 8)
+    assert not any(module.training for module in policy.model.modules())
 
 
 class Nested(GradientCheckpointingLayer):

@@ -28,10 +28,11 @@ class Policy(nn.Module):
 
     def __init__(self, model: nn.Module, compute: str | None = None):
         super().__init__()
-        self.model = model.eval()
+        self.model = model
         self.compute = compute
+        self._ask_for_checkpoints(False)
         for layer in self._checkpointing_layers():
-            layer.register_forward_pre_hook(_stop_asking)
+            layer.register_forward_pre_hook(_compute_without_dropout)
             layer.register_forward_hook(_ask_again, always_call=True)
         self.vocabulary: int | None = None
         """Ids from here on are padding of the output embedding that the other model lacks; None for no such id."""
@@ -76,9 +77,9 @@ class Policy(nn.Module):
         """Put the model in evaluation mode. With `on`, layers that have gradient checkpointing enabled will use it."""
         self.model.eval()
         for layer in self._checkpointing_layers():
-            layer.training = on and layer.gradient_checkpointing
+            layer.asked = layer.training = on and layer.gradient_checkpointing
 
-    def _checkpointing_layers(self) -> list[GradientCheckpointingLayer]:
+    def _checkpointing_layers(self) -> list[Any]:
         return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def autocast(self) -> AbstractContextManager:
@@ -88,18 +89,18 @@ class Policy(nn.Module):
         return torch.autocast(self.device.type, DTYPES[self.compute])
 
 
-def _stop_asking(layer: GradientCheckpointingLayer, inputs: Any) -> None:
-    """Before a layer computes, at first and again in the backward pass: evaluation mode, so without dropout.
+def _compute_without_dropout(layer: Any, inputs: Any) -> None:
+    """Before a layer computes, at first and again in the backward pass: evaluation mode.
 
-    A layer checkpoints only in training mode. It looks at its mode before these hooks run, so training mode is no more
-    than the request for a checkpoint.
+    A layer checkpoints only in training mode. It looks at its mode before this hook runs, so that training mode is no
+    more than the request for a checkpoint.
     """
     layer.training = False
 
 
-def _ask_again(layer: GradientCheckpointingLayer, inputs: Any, output: Any) -> None:
+def _ask_again(layer: Any, inputs: Any, output: Any) -> None:
     """After it: a layer that runs twice, or inside another that is recomputed, makes the same choice each time."""
-    layer.training = layer.gradient_checkpointing and torch.is_grad_enabled()
+    layer.training = layer.asked
 
 
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
