@@ -220,14 +220,14 @@ def test_a_factor_that_no_setting_names_is_measured(dtype, factor):
     assert "off by up to" in refused_head(model.to(dtype))
 
 
-def test_a_bfloat16_head_may_differ_by_one_rounding():
-    model = tiny("Qwen3", **LLAMA).to(torch.bfloat16)
-
-    class OtherOrder(nn.Linear):
+def test_a_bfloat16_head_may_round_the_other_way():
+    class RoundsUp(nn.Linear):
         def forward(self, input):
-            return (input.double() @ self.weight.double().T).to(input.dtype)
+            exact = input.double() @ self.weight.double().T
+            return (exact + exact.abs() * torch.finfo(torch.bfloat16).eps / 2).to(input.dtype)
 
-    head = OtherOrder(32, 48, bias=False)
+    model = tiny("Qwen3", **LLAMA).to(torch.bfloat16)
+    head = RoundsUp(32, 48, bias=False)
     head.weight = model.lm_head.weight
     model.lm_head = head
     check_head(Policy(model), "student", "some/model")
