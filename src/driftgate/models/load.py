@@ -1,4 +1,4 @@
-"""Find, load and check models and tokenizers; every failure names the setting and the mend."""
+"""Load models and tokenizers, and check that driftgate can train them. Every failure names the setting and the mend."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from ..config import ModelSettings
 from ..errors import InputError
@@ -26,15 +32,21 @@ def load_tokenizer(settings: ModelSettings, role: str) -> PreTrainedTokenizerBas
 
 
 def load_model(settings: ModelSettings, role: str, device: torch.device) -> nn.Module:
-    """A causal LM on `device`, without dropout. `role` is "student" or "teacher". Raises InputError."""
+    """A causal LM on `device`, in evaluation mode. `role` is "student", "teacher" or "model".
+
+    Raises InputError where there is none, where its attention is not full causal attention, and for a mixture of
+    experts in float64.
+    """
     path = resolve(settings.path, role)
     model: Any
     try:
+        config = AutoConfig.from_pretrained(path)
+        _refuse_attention(config, role, settings.path)
+        _refuse_wide_experts(config, role, settings.dtype)
         # the rollout's masks are made for sdpa
         model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[settings.dtype], attn_implementation="sdpa")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(_missing(role, settings.path, "causal language model", error)) from None
-    _refuse_sliding_windows(model, role, settings.path)
     _mend_generation_config(model)
     return model.to(device)
 
@@ -103,15 +115,61 @@ def context_length(model: Any) -> int | None:
     return getattr(model.config, "max_position_embeddings", None)
 
 
-def _refuse_sliding_windows(model: Any, role: str, path: str) -> None:
-    """The rollout cache keeps every position visible, which a windowed layer would not see in training."""
-    config = model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    windowed = getattr(config, "layer_types", None) is None and window is not None
-    if kinds != {"full_attention"} or windowed:
-        what = f"a sliding window of {window}" if windowed else f"layers of kind {sorted(kinds)}"
-        raise InputError(f"{role}.path = {path!r}: {what} is not supported, only full attention; choose another model")
+def _refuse_attention(config: Any, role: str, path: str) -> None:
+    """The rollout's cache and masks show every earlier position to every layer, and add nothing to its scores."""
+    causes = _other_attention(config)
+    if causes:
+        raise InputError(
+            f"{role}.path = {path!r}: {', '.join(causes)}: not supported, only full attention is; choose another model"
+        )
+
+
+_ALIBI = "position biases (ALiBi)"
+_ADDED = {"bloom": _ALIBI, "mpt": _ALIBI, "gpt_oss": "attention sinks"}
+"""By model type: what is added to the attention scores, where no setting says so."""
+
+
+def _other_attention(config: Any) -> list[str]:
+    """What keeps the model that `config` describes from full causal attention, with the setting and its value."""
+    kind, text = f"model_type = {config.model_type!r}", config.get_text_config()
+    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if getattr(architecture, "_is_stateful", False):
+        return [f"a recurrent state instead of attention, or beside it ({kind})"]
+    causes = _windows(text)
+    if added := _ADDED.get(config.model_type):
+        causes.append(f"{added} ({kind})")
+    if getattr(text, "alibi", False):
+        causes.append(f"{_ALIBI} (alibi = True)")
+    if cap := getattr(text, "attn_logit_softcapping", None):
+        causes.append(f"a cap on attention scores (attn_logit_softcapping = {cap})")
+    if not causes and not getattr(architecture, "_supports_sdpa", True):
+        causes.append(f"attention that torch's scaled_dot_product_attention does not compute ({kind})")
+    return causes
+
+
+def _windows(text: Any) -> list[str]:
+    kinds, window = set(getattr(text, "layer_types", None) or ()), getattr(text, "sliding_window", None)
+    if not kinds and window is not None and getattr(text, "use_sliding_window", True):
+        return [f"a sliding window of {window} (sliding_window)"]
+    if kinds - {"full_attention"}:
+        shown = f", sliding_window = {window}" if window is not None else ""
+        return [f"layers of kind {sorted(kinds)} (layer_types{shown})"]
+    return []
+
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def _refuse_wide_experts(config: Any, role: str, dtype: str) -> None:
+    """torch multiplies the matrices of many experts at once (grouped_mm) in no type wider than float32."""
+    settings = config.get_text_config().to_dict()
+    experts = {name: settings[name] for name in _EXPERTS if settings.get(name)}
+    if dtype == "float64" and experts:
+        name, count = next(iter(experts.items()))
+        raise InputError(
+            f"{role}.dtype = 'float64': this model is a mixture of experts ({name} = {count}), which runs in "
+            f"float32 and bfloat16 only; set it to float32"
+        )
 
 
 def _mend_generation_config(model: Any) -> None:

@@ -6,7 +6,7 @@ Shapes: B sequences padded on the right to T; N valid response tokens; H hidden;
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,20 @@ Result = TypeVar("Result")
 
 
 class Policy(nn.Module):
-    """Wraps a Hugging Face causal LM; the wrapped model stays usable (and is what gets saved and sampled from)."""
+    """Wraps a Hugging Face causal LM. The wrapped model stays usable: it is what gets saved and sampled from.
+
+    Dropout is off in every forward, in training too. The same answer must get the same log-probability from the same
+    weights, or the ratio to the rollout's would measure the dropout.
+    """
 
     def __init__(self, model: nn.Module, compute: str | None = None):
         super().__init__()
-        self.model = model.eval()
+        self.model = model
         self.compute = compute
+        self._ask_for_checkpoints(False)
+        for layer in self._checkpointing_layers():
+            layer.register_forward_pre_hook(_compute_without_dropout)
+            layer.register_forward_hook(_ask_again, always_call=True)
         self.vocabulary: int | None = None
         """Ids from here on are padding of the output embedding that the other model lacks; None for no such id."""
 
@@ -48,29 +56,31 @@ class Policy(nn.Module):
 
         Right padding and causal attention need no mask: no valid token can see what follows it.
         """
-        self._recompute_activations(torch.is_grad_enabled())
+        self._ask_for_checkpoints(torch.is_grad_enabled())
         with self.autocast():
             body = self.model.base_model(input_ids=batch.input_ids, use_cache=False)  # type: ignore[operator]
             hidden = body.last_hidden_state.flatten(0, 1)[batch.predicts]
             return finish(hidden, self.head)
 
     def for_decoding(self) -> nn.Module:
-        """The live model; where products run in another type than the weights, a copy cast once for a whole rollout.
+        """The live model, or a copy cast to `compute` where the weights are of another type.
 
-        Autocast would cast every weight again at every token.
+        The copy is made once for a whole rollout. Autocast would cast every weight again at every token.
         """
-        self._recompute_activations(False)
+        self._ask_for_checkpoints(False)
         if self.compute is None or DTYPES[self.compute] == self.head.dtype:
             return self.model
         cast = {id(p): nn.Parameter(p.detach().to(DTYPES[self.compute])) for p in self.model.parameters()}
         return copy.deepcopy(self.model, cast)  # type: ignore[arg-type]
 
-    def _recompute_activations(self, on: bool) -> None:
-        """Layers checkpoint in training mode only, which sampling must not be in; dropout stays out of it for good."""
+    def _ask_for_checkpoints(self, on: bool) -> None:
+        """Put the model in evaluation mode. With `on`, layers that have gradient checkpointing enabled will use it."""
         self.model.eval()
-        for module in self.model.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.training = on
+        for layer in self._checkpointing_layers():
+            layer.asked = layer.training = on and layer.gradient_checkpointing
+
+    def _checkpointing_layers(self) -> list[Any]:
+        return [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def autocast(self) -> AbstractContextManager:
         """The context that this model's forwards run in."""
@@ -79,18 +89,73 @@ class Policy(nn.Module):
         return torch.autocast(self.device.type, DTYPES[self.compute])
 
 
+def _compute_without_dropout(layer: Any, inputs: Any) -> None:
+    """Before a layer computes, at first and again in the backward pass: evaluation mode.
+
+    A layer checkpoints only in training mode. It looks at its mode before this hook runs, so that training mode is no
+    more than the request for a checkpoint.
+    """
+    layer.training = False
+
+
+def _ask_again(layer: Any, inputs: Any, output: Any) -> None:
+    """After it: a layer that runs twice, or inside another that is recomputed, makes the same choice each time."""
+    layer.training = layer.asked
+
+
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Settings of a model's configuration that bound its logits: Gemma and NanoChat, RecurrentGemma, xLSTM."""
+_SCALES = (
+    "logit_scale",  # Cohere
+    "logits_scaling",  # Granite, HyperCLOVA X
+    "lm_head_multiplier",  # Falcon-H1
+    "logits_mup_width_multiplier",  # Inkling
+    "output_multiplier",  # Muse
+)
+"""Settings that multiply or divide the logits."""
+
+
 @torch.no_grad()
 def check_head(policy: Policy, role: str, path: str) -> None:
-    """Require that the model's own logits are body @ head (no bias, no capping, no scaling). Raises InputError.
+    """Require that the model's own logits are hidden states times output embedding. Raises InputError.
 
-    Compares on one short sequence, relative to the logits' own spread.
+    A bias is refused even where it is zero, as training would change it. So is a cap, which small logits do not show.
+    """
+    cause = _named_cause(policy.model) or _measured_cause(policy)
+    if cause:
+        raise InputError(
+            f"{role}.path = {path!r}: {cause}; driftgate computes logits as hidden states times output embedding, in "
+            f"chunks, and nothing may lie between; choose a model with a plain head"
+        )
+
+
+def _named_cause(model: Any) -> str | None:
+    """What the head or the configuration says about a bias, a cap or a scale."""
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        return "its output embedding has a bias"
+    config = model.config.get_text_config()
+    for does, names, neutral in (("caps", _CAPS, None), ("scales", _SCALES, 1)):
+        for name in names:
+            if (value := getattr(config, name, None)) not in (None, neutral):
+                return f"its configuration's {name} = {value} {does} the logits"
+    return None
+
+
+def _measured_cause(policy: Policy) -> str | None:
+    """Compares the model's logits with the product, on one short sequence. For what no setting names.
+
+    Allowed is 1e-3 of the logits' spread, and one rounding step of each logit. Both sides are made of the same numbers
+    in the same type, so that a plain head gives the same bits; a kernel that adds in another order may round
+    differently. The step matters for bfloat16, where it is 0.8 % of a logit. In float32 it is negligible.
     """
     ids = torch.arange(1, 9, device=policy.device)[None] % policy.head.shape[0]
-    own = policy.model(input_ids=ids, use_cache=False).logits.double()
+    own = policy.model(input_ids=ids, use_cache=False).logits
     body = policy.model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[operator]
-    ours = (body @ policy.head.T).double()
-    if own.shape != ours.shape or (own - ours).abs().max() > 0.05 * own.std():
-        raise InputError(
-            f"{role}.path = {path!r}: its logits are not hidden states times its output embedding (a bias, a cap or "
-            f"a scale lies between), which driftgate cannot split over chunks; choose a model with a plain head"
-        )
+    product = nn.functional.linear(body, policy.head)
+    if own.shape != product.shape:
+        return f"its logits have shape {tuple(own.shape)}, the product has {tuple(product.shape)}"
+    step = torch.finfo(product.dtype).eps * product.double().abs()
+    spread, gap = float(own.double().std()), (own.double() - product.double()).abs()
+    if (gap <= 1e-3 * spread + step).all():
+        return None
+    return f"its logits are off by up to {float(gap.max()):.3g}, at a spread of {spread:.3g}"

@@ -1,0 +1,295 @@
+"""Tiny random models of many architectures: dropout never acts, and what cannot be trained is refused for its cause."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import make_model
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+
+from driftgate.config import ModelSettings
+from driftgate.data.packing import MicroBatch
+from driftgate.errors import InputError
+from driftgate.models.load import load_model
+from driftgate.models.policy import Policy, check_head
+
+SHAPE = {
+    "vocab_size": 48,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+NO_HEAD_DIM = SHAPE | {"intermediate_size": 64, "num_key_value_heads": 1}
+LLAMA = NO_HEAD_DIM | {"head_dim": 16}
+WITH_DROPOUT = {
+    "OPT": SHAPE
+    | {"ffn_dim": 64, "dropout": 0.5, "attention_dropout": 0.5, "layerdrop": 0.5, "word_embed_proj_dim": 32},
+    "Falcon": SHAPE | {"hidden_dropout": 0.5, "attention_dropout": 0.5},
+    "GPT2": SHAPE | {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5},
+    "GPTNeoX": SHAPE | {"intermediate_size": 64, "hidden_dropout": 0.5, "attention_dropout": 0.5},
+    "Llama": LLAMA | {"attention_dropout": 0.5},
+    "Qwen3": LLAMA | {"attention_dropout": 0.5},
+    "Gemma": LLAMA | {"attention_dropout": 0.5},
+    "Mixtral": LLAMA | {"attention_dropout": 0.5, "router_jitter_noise": 0.5, "num_local_experts": 4},
+    "BioGpt": SHAPE
+    | {"intermediate_size": 64, "hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    | {"activation_dropout": 0.5, "layerdrop": 0.5},
+}
+
+
+def tiny(kind, std=0.3, **settings) -> Any:
+    """A random model whose logits spread over a few units."""
+    config = getattr(transformers, f"{kind}Config")(**settings, initializer_range=std)
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+
+
+def micro_batch():
+    ids = torch.randint(2, 48, (3, 12), generator=torch.Generator().manual_seed(5))
+    return MicroBatch(ids, torch.arange(36), torch.arange(36), 0)
+
+
+def gradient_of(policy):
+    """Log-probabilities [36] and the gradient of their sum, by parameter."""
+    policy.zero_grad()
+    micro = micro_batch()
+
+    def logp(hidden, head):
+        return (hidden @ head.T).log_softmax(-1).gather(1, micro.input_ids.flatten()[:, None])[:, 0]
+
+    found = policy(micro, logp)
+    found.sum().backward()
+    return found.detach(), {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def checkpointing(model):
+    """A copy that recomputes its activations."""
+    copied = copy.deepcopy(model)
+    copied.gradient_checkpointing_enable()
+    return copied
+
+
+@pytest.mark.parametrize("kind", WITH_DROPOUT)
+def test_dropout_acts_in_no_forward_and_checkpointing_changes_no_gradient(kind):
+    model = tiny(kind, **WITH_DROPOUT[kind])
+    plain, saving = Policy(model), Policy(checkpointing(model))
+    with torch.no_grad():
+        ids = micro_batch().input_ids
+        expected = model(ids).logits.log_softmax(-1).flatten(0, 1).gather(1, ids.flatten()[:, None])[:, 0]
+    gradients = []
+    for policy in (plain, plain, saving, saving):
+        found, gradient = gradient_of(policy)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        gradients.append(gradient)
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["OPT", "Falcon", "Qwen3"])
+@pytest.mark.parametrize("on", [False, True])
+def test_layers_run_twice_exactly_where_checkpointing_is_on(kind, on):
+    model, runs = tiny(kind, **WITH_DROPOUT[kind]), []
+    policy = Policy(checkpointing(model) if on else model)
+    layers = [m for m in policy.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    for layer in layers:
+        first = next(m for m in layer.modules() if isinstance(m, nn.LayerNorm) or "RMSNorm" in type(m).__name__)
+        first.register_forward_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    gradient_of(policy)
+    assert len(layers) == 2
+    assert len(runs) == (4 if on else 2)
+    policy.for_decoding()
+    for _ in range(2):  # in no state left by training, nor by itself
+        policy.model(micro_batch().input_ids)
+    with torch.no_grad():
+        policy(micro_batch(), lambda hidden, head: None)
+    assert len(runs) == (10 if on else 8)
+    assert not any(module.training for module in policy.model.modules())
+
+
+class Nested(GradientCheckpointingLayer):
+    """A checkpointed layer inside a checkpointed layer, which runs it twice."""
+
+    def __init__(self, inner=None):
+        super().__init__()
+        self.inner, self.linear = inner, nn.Linear(4, 4)
+
+    def forward(self, hidden):
+        hidden = nn.functional.dropout(self.linear(hidden).tanh(), 0.5, self.training)
+        return hidden if self.inner is None else self.inner(self.inner(hidden))
+
+
+class Shared(transformers.PreTrainedModel):
+    """One layer that runs three times."""
+
+    config_class = transformers.LlamaConfig
+    supports_gradient_checkpointing = True
+    base_model_prefix = "body"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.layer, self.embedding = Nested(Nested()), nn.Embedding(48, 4)
+
+    def get_output_embeddings(self):
+        return self.embedding
+
+    def forward(self, input_ids, use_cache=False):
+        hidden = self.embedding(input_ids)
+        for _ in range(3):
+            hidden = self.layer(hidden)
+        return BaseModelOutput(last_hidden_state=hidden)
+
+
+def test_layers_that_are_nested_or_shared_checkpoint_without_dropout():
+    torch.manual_seed(0)
+    model = Shared(transformers.LlamaConfig())
+    for one, other in zip(gradient_of(Policy(model)), gradient_of(Policy(checkpointing(model)))):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def refused_head(model):
+    with pytest.raises(InputError) as caught:
+        check_head(Policy(model), "student", "some/model")
+    assert "student.path = 'some/model'" in str(caught.value)
+    assert "choose a model with a plain head" in str(caught.value)
+    return str(caught.value)
+
+
+FULL = LLAMA | {"layer_types": ["full_attention"] * 2}
+
+
+@pytest.mark.parametrize("std", [0.02, 0.3])
+@pytest.mark.parametrize(
+    ("kind", "settings", "cause"),
+    [
+        ("Gemma2", FULL | {"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0 caps the logits"),
+        ("Gemma3Text", FULL | {"final_logit_softcapping": 30.0}, "final_logit_softcapping = 30.0 caps the logits"),
+        ("Cohere", NO_HEAD_DIM | {"logit_scale": 0.0625}, "logit_scale = 0.0625 scales the logits"),
+        ("Granite", NO_HEAD_DIM | {"logits_scaling": 8.0}, "logits_scaling = 8.0 scales the logits"),
+        ("Phi", SHAPE | {"intermediate_size": 64}, "its output embedding has a bias"),
+    ],
+)
+def test_a_head_that_is_no_plain_product_is_refused_for_its_cause(kind, settings, cause, std):
+    assert cause in refused_head(tiny(kind, std, **settings))
+
+
+def test_a_bias_is_refused_whether_it_is_zero_or_small():
+    for value in (0.0, 1e-3):
+        model = tiny("Phi", **SHAPE, intermediate_size=64)
+        nn.init.constant_(model.lm_head.bias, value)
+        assert "has a bias" in refused_head(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("Gemma2", FULL | {"final_logit_softcapping": None}),
+        ("Cohere", NO_HEAD_DIM | {"logit_scale": 1.0}),
+        ("Granite", NO_HEAD_DIM | {"logits_scaling": 1.0}),
+        *WITH_DROPOUT.items(),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_plain_head_is_let_through(kind, settings, dtype):
+    check_head(Policy(tiny(kind, **settings).to(dtype)), "student", "some/model")
+
+
+class Scaled(nn.Linear):
+    """A head with a factor that no setting names."""
+
+    factor = 1.0
+
+    def forward(self, input):
+        return self.factor * super().forward(input)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor"), [(torch.float32, 1.005), (torch.float64, 1.005), (torch.bfloat16, 1.05), (torch.float32, 0.9)]
+)
+def test_a_factor_that_no_setting_names_is_measured(dtype, factor):
+    model = tiny("Qwen3", **LLAMA)
+    head = Scaled(32, 48, bias=False)
+    head.weight, head.factor = model.lm_head.weight, factor
+    model.lm_head = head
+    assert "off by up to" in refused_head(model.to(dtype))
+
+
+def test_a_bfloat16_head_may_round_the_other_way():
+    class RoundsUp(nn.Linear):
+        def forward(self, input):
+            exact = input.double() @ self.weight.double().T
+            return (exact + exact.abs() * torch.finfo(torch.bfloat16).eps / 2).to(input.dtype)
+
+    model = tiny("Qwen3", **LLAMA).to(torch.bfloat16)
+    head = RoundsUp(32, 48, bias=False)
+    head.weight = model.lm_head.weight
+    model.lm_head = head
+    check_head(Policy(model), "student", "some/model")
+
+
+def refused_load(folder, kind, dtype="float32", **settings):
+    config = getattr(transformers, f"{kind}Config")(**settings)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    with pytest.raises(InputError) as caught:
+        load_model(ModelSettings.model_validate({"path": str(folder), "dtype": dtype}), "teacher", torch.device("cpu"))
+    assert "no causal language model" not in str(caught.value)
+    return str(caught.value)
+
+
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "causes"),
+    [
+        (
+            "GptOss",
+            LLAMA | EXPERTS | {"sliding_window": 8},
+            ["'sliding_attention'", "sliding_window = 8", "attention sinks (model_type = 'gpt_oss')"],
+        ),
+        ("GptOss", FULL | EXPERTS, ["attention sinks (model_type = 'gpt_oss')"]),
+        ("Bloom", SHAPE, ["position biases (ALiBi) (model_type = 'bloom')"]),
+        ("Mpt", SHAPE, ["position biases (ALiBi) (model_type = 'mpt')"]),
+        ("Falcon", SHAPE | {"alibi": True}, ["position biases (ALiBi) (alibi = True)"]),
+        ("Mamba", SHAPE | {"state_size": 4}, ["a recurrent state instead of attention", "model_type = 'mamba'"]),
+        ("Gemma2", FULL, ["attn_logit_softcapping = 50.0"]),
+        ("Gemma3Text", LLAMA | {"sliding_window": 8}, ["'sliding_attention'", "sliding_window = 8"]),
+        ("XGLM", SHAPE | {"ffn_dim": 64, "attention_heads": 2}, ["scaled_dot_product_attention", "'xglm'"]),
+    ],
+)
+def test_attention_that_is_not_full_is_refused_for_its_cause(tmp_path, kind, settings, causes):
+    said = refused_load(tmp_path / "m", kind, **settings)
+    for cause in causes:
+        assert cause in said
+    assert "teacher.path = " in said
+    assert "not supported, only full attention is; choose another model" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("Mixtral", LLAMA | EXPERTS),
+        ("Qwen3Moe", LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
+    ],
+)
+def test_experts_in_float64_are_refused_and_in_float32_are_not(tmp_path, kind, settings):
+    said = refused_load(tmp_path / "m", kind, "float64", **settings)
+    assert "teacher.dtype = 'float64': this model is a mixture of experts (num_" in said
+    assert "experts = 4)" in said
+    assert "set it to float32" in said
+    model = load_model(ModelSettings(path=str(tmp_path / "m")), "teacher", torch.device("cpu"))
+    check_head(Policy(model), "teacher", "m")
+    assert gradient_of(Policy(model))[1]
+
+
+def test_a_folder_without_a_model_is_still_said_to_have_none(tmp_path):
+    folder = make_model(tmp_path / "m", 1)
+    (tmp_path / "m" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="no causal language model"):
+        load_model(ModelSettings(path=folder), "student", torch.device("cpu"))
