@@ -38,7 +38,11 @@ def measured(sizes: Sizes, repeats: int) -> dict[str, Any]:
     from scaling_steps import step_costs
 
     found: dict[str, Any] = {}
-    for name, rounds in {"tokens": min(repeats, sizes.tokens_rounds), "vocabulary": repeats, "support": repeats}.items():
+    for name, rounds in {
+        "tokens": min(repeats, sizes.tokens_rounds),
+        "vocabulary": repeats,
+        "support": repeats,
+    }.items():
         found[name] = along(name, sizes, rounds)
         print_growth(found[name])
     found["gate"] = gate_alone(sizes, 5 * repeats, found["tokens"]["cpu_s"]["gated LSM, ours"])

@@ -12,11 +12,14 @@ class HeadSize(NamedTuple):
     support: int
 
 
+BASE = HeadSize(1024, 32_768, 32)
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What is measured."""
 
-    base: HeadSize = HeadSize(1024, 32_768, 32)
+    base: HeadSize = BASE
     hidden: int = 64
     tokens: tuple[int, ...] = (1024, 2048, 4096, 8192, 16_384)
     tokens_full: int = 8192

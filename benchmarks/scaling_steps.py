@@ -1,7 +1,6 @@
 """Whole steps of the embedded pair and of a model with a wide vocabulary: cost along passes, and the gate's share."""
 
 import json
-import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
