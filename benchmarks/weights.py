@@ -16,7 +16,7 @@ from training import Run
 
 from driftgate.recipe import load_recipe
 
-RECIPES = {
+RECIPES = {  # by their base
     "sandbox/lsm_none": [
         "sandbox/lsm_block64",
         "sandbox/lsm_newline",
