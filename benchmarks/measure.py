@@ -1,7 +1,7 @@
-"""What the benchmarks share: ways of doing one thing, side by side in one run, told as ratios with their spread.
+"""What the benchmarks share: ways of doing one thing, side by side in one run, compared by ratios with their spread.
 
-CPU-seconds are of this process, all its threads; benchmarks run on one thread. Memory is the most that a fresh process
-held at once (resident), less what a process holds that only made the inputs.
+CPU-seconds are of this process with all its threads; benchmarks run on one thread. Memory is the most resident memory
+of a fresh process, above that of a process that only makes the inputs.
 """
 
 import argparse
@@ -21,11 +21,11 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 Figures = dict[str, dict[str, Any]]
-"""Of each way by its name: `cpu_s`, `ratio`, `least`, `most`, `peak_mb`, `memory_ratio` and what else was measured."""
+"""By the name of a way: `cpu_s`, `ratio`, `least`, `most`, `peak_mb`, `memory_ratio` and what else was measured."""
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-    """With --repeats and --quick; a quick run is small, to see that all is well, and leaves the committed figures."""
+    """With --repeats and --quick. A quick run shows that everything works, and leaves the committed figures alone."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--repeats", type=int, default=None, help="rounds, after one to warm up")
     made.add_argument("--quick", action="store_true", help="small sizes, results under results/quick/")
@@ -33,7 +33,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 
 def rounds(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """CPU-seconds of every way in each of `repeats` rounds, the ways in turn, after one round that is not counted."""
+    """CPU-seconds of every way in each of `repeats` rounds, the ways in turn. One round before is not counted."""
     torch.set_num_threads(1)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(repeats + 1):
@@ -57,8 +57,10 @@ def ratio(own: Sequence[float], base: Sequence[float]) -> dict[str, float]:
 
 
 def peak_mb(function: Callable[..., Any], *arguments: Any) -> float:
-    """The most resident memory, in MB, that a fresh process held while it ran function(*arguments) on one thread; the
-    function must be importable, at the top of its module."""
+    """The most resident memory, in MB, of a fresh process that runs function(*arguments) on one thread.
+
+    The function must be at the top of its module, so that the process can import it.
+    """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_of, (function, *arguments))
 
@@ -70,7 +72,7 @@ def _peak_of(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def memory_mb(field: str) -> float:
-    """VmRSS, what this process holds, or VmHWM, the most that it held; not ru_maxrss, which a child takes over from the
+    """VmRSS, what this process holds, or VmHWM, the most that it held. Not ru_maxrss: a child inherits that from the
     process that started it."""
     return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
 
@@ -85,8 +87,10 @@ def table(figures: Figures, columns: Mapping[str, str], heading: str) -> None:
 
 
 def write(name: str, began: float, quick: bool, packages: Sequence[str] = (), **content: Any) -> Path:
-    """results/NAME.json with command, versions, threads and duration before the content; results/quick/ for a quick
-    run. began: time.time() at the start; packages: those of whom to note the version, beside torch."""
+    """results/NAME.json with command, versions, threads and duration before the content; results/quick/ for a quick run.
+
+    began: time.time() at the start; packages: whose versions are noted, beside torch.
+    """
     result = {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "versions": {"python": platform.python_version(), "torch": torch.__version__}

@@ -2,13 +2,13 @@
 
     python benchmarks/rollout.py [--top-p 0.9] [--repeats N] [--quick]
 
-Two models: one of SmolLM2-135M's shape (random weights, bfloat16) whose 16 responses either all run to 256 tokens or
-end at different times, and the embedded student on the prompts of a shipped recipe and of an evaluation. Both ways get
-the same prompts, weights and sampling settings, and take turns, each in a process of its own. Useful tokens are those
-up to and with a response's stop token. A response of the random model that ends ends at the same length for both:
-where our engine drew a stop, `generate` is told to stop (by a criterion that costs less than looking for stop ids).
-On the embedded student both find their own stops. An evaluation is given to `generate` in the parts that suit it best,
-80 responses of 320 at once. Only our engine also returns log-probabilities.
+There are two models. One has SmolLM2-135M's shape (random weights, bfloat16). Its 16 responses all run to 256 tokens,
+or end at different times. The other is the embedded student, on the prompts of a shipped recipe and of an evaluation.
+Both ways get the same prompts, weights and sampling settings, and take turns, each in a process of its own. Useful
+tokens are those up to a response's stop token, that token included. A response of the random model ends at the same
+length for both ways: where our engine drew a stop, `generate` stops too, by a criterion that costs less than looking
+for stop ids. On the embedded student both find their own stops. `generate` gets an evaluation in the parts that suit it
+best, 80 responses of 320 at once. Only our engine also returns log-probabilities.
 Writes benchmarks/results/rollout.json.
 """
 
@@ -25,19 +25,19 @@ from typing import Any
 import measure
 import torch
 from torch import Tensor
+from training import prompts_of_step
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StoppingCriteria
 
 from driftgate import keyed
 from driftgate.config import ModelSettings, PromptSettings
 from driftgate.data.benchmarks import load_benchmark
 from driftgate.data.prompts import Problem, encode_prompts, load_problems
-from driftgate.evaluate.batch import MOST
+from driftgate.evaluate.batch import MOST as EXAM_ROWS
 from driftgate.models import load
 from driftgate.models.policy import Policy
 from driftgate.recipe import load_recipe
 from driftgate.rollout.engine import Request, Sampling
 from driftgate.rollout.hf import HFEngine
-from driftgate.train.rollouts import prompts_of_step
 
 SEED = 0
 RECIPE = "sandbox/lsm_block64"
@@ -45,8 +45,8 @@ EXAM = "lock22"
 WARM_UP = 8
 """Tokens a response of each process's first rollout, which is not counted."""
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
-"""Has glibc keep what is freed. Else a cache that is copied at every token, as `generate`'s is, can cost up to three
-times as much in page faults, or nothing, as sizes and history will have it."""
+"""glibc keeps what is freed. Else a cache that is copied at every token, as `generate`'s is, costs up to three times as
+much in page faults, or nothing, depending on sizes and history."""
 SHARP, SPREAD = 4.0, 9.5
 """Factors on the random model's queries and keys, and on its logits. With them it writes varied text whose next token
 has a nucleus of tens to hundreds of ids, as SmolLM2's has on its own answers; without them all 49,152 ids are alike."""
@@ -75,14 +75,14 @@ class Case:
     """One workload."""
 
     source: str
-    """A name in SHAPES, or "recipe" or "exam": where model and prompts come from."""
+    """Where model and prompts come from: a name in SHAPES, or "recipe" or "exam"."""
     repeats: int
     prompts: int
     samples: int
     limit: int
     top_p: float = 0.9
     stop_chance: float = 0.0
-    """Of the random model at each token, about."""
+    """Chance, about, that the random model ends at a token."""
     batch: int | None = None
     """Responses that our engine decodes at once; None for all."""
     together: int | None = None
@@ -93,13 +93,13 @@ CASES = {
     "135M, equal lengths": Case("135M", 2, 16, 1, 256),
     "135M, unequal lengths": Case("135M", 2, 16, 1, 256, stop_chance=0.01),
     "embedded, recipe": Case("recipe", 5, 16, 2, 400),
-    "embedded, evaluation": Case("exam", 2, 40, 8, 0, batch=MOST, together=10),
+    "embedded, evaluation": Case("exam", 2, 40, 8, 0, batch=EXAM_ROWS, together=10),
 }
 QUICK = {
     "small, equal lengths": Case("small", 1, 8, 1, 48),
     "small, unequal lengths": Case("small", 1, 8, 1, 48, stop_chance=0.05),
     "embedded, recipe": Case("recipe", 1, 4, 2, 64),
-    "embedded, evaluation": Case("exam", 1, 8, 4, 64, batch=MOST, together=4),
+    "embedded, evaluation": Case("exam", 1, 8, 4, 64, batch=EXAM_ROWS, together=4),
 }
 
 
@@ -157,7 +157,7 @@ def exam_problems(case: Case) -> list[Problem]:
 
 
 def sampling_of(case: Case, requests: Sequence[Request]) -> Sampling:
-    """Of the embedded student as its recipe or an evaluation has it, which goes to the end of the context."""
+    """The settings of the recipe or of the evaluation, which goes to the end of the context."""
     model = model_of(case.source)
     stops = random_stops(case) if case.source in SHAPES else (model.config.eos_token_id,)
     room = model.config.max_position_embeddings - max(len(request.prompt) for request in requests)
@@ -165,7 +165,7 @@ def sampling_of(case: Case, requests: Sequence[Request]) -> Sampling:
 
 
 def random_stops(case: Case) -> tuple[int, ...]:
-    """So large a share of the ids, drawn at random, that one of them comes with about the case's chance."""
+    """Random ids, so many that one of them comes with about the case's chance."""
     vocabulary = SHAPES[case.source]["vocab_size"]
     order = keyed.generator(SEED, "stops").permutation(vocabulary)
     return tuple(order[: round(case.stop_chance * vocabulary)].tolist())
@@ -245,7 +245,7 @@ def rollout(way: str, case: Case, number: int, lengths: list[int] | None) -> tup
 
 @contextmanager
 def callers(here: bool) -> Iterator[dict[str, Callable[..., Any]]]:
-    """For every way what calls a function in that way's own process, kept meanwhile; all in this process for `here`."""
+    """For every way a function that calls another one in the way's own process. here: in this process instead."""
     os.environ.update(ALLOCATOR)
     with ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
@@ -258,7 +258,7 @@ def call(pool: Any, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def run_case(case: Case, quick: bool) -> measure.Figures:
-    """Every way's rollouts in turn, and the memory that its process held at most."""
+    """Every way's rollouts in turn, and the most memory that its process held."""
     runs: dict[str, list[tuple[float, list[int]]]] = {way: [] for way in WAYS}
     with callers(here=quick) as calls:
         held = {way: calls[way](prepare, way, case) for way in WAYS}

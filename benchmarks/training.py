@@ -1,0 +1,173 @@
+"""The benchmarks' calls into the training loop, its learner and its scorers.
+
+All of them are here, so that the benchmarks do not depend on how these parts are put together. Shapes: N response
+tokens, K most probable tokens.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from driftgate.config import TrainConfig
+from driftgate.data.experience import Experience
+from driftgate.data.packing import MicroBatch
+from driftgate.data.prompts import Problem, Prompt
+from driftgate.data.response import Response
+from driftgate.method import head
+from driftgate.models.policy import Policy
+from driftgate.rollout.engine import Request
+from driftgate.scorers.local import LocalTeacher, TargetNeeds, score_tokens
+from driftgate.stop import StopSignal
+from driftgate.train import loop, portions, setup, sums
+from driftgate.train.learner import Learner
+from driftgate.train.portions import Portion, spans_of
+from driftgate.train.rollouts import prompts_of_step, sample_responses
+from driftgate.train.setup import prepare_torch
+from driftgate.train.tracking import Display, Metrics
+from driftgate.train.weighing import Moment
+
+__all__ = ["prepare_torch", "prompts_of_step"]  # for benchmarks that need no more than these
+
+PHASES = {
+    "rollout": (loop, "sample_responses"),
+    "behaviour": (loop, "behaviour_scores"),
+    "teacher": (loop, "target_scores"),
+    "update": (loop, "timed_update"),
+}
+"""Functions of a training step, by the phase that they are."""
+GATE_PARTS = {
+    "spans": (portions, "fixed_partitions"),
+    "weights": (Learner, "_weigh"),
+    "sums": (sums, "weight_sums"),
+    "logp": (head, "token_logprobs"),
+    "drift_metric": (Learner, "_student_sums"),
+}
+"""Functions that a gate needs. Spans, weights and sums are all of its arithmetic, and a little more: without a gate the
+loss goes through the last two as well, with weights of 1. "logp" is called once in an update of LSM."""
+
+Streams = Mapping[str, Experience]
+
+
+class Run:
+    """A run of a recipe, step by step, with all that it logs and without checkpoints."""
+
+    def __init__(self, config: TrainConfig, out: Path):
+        """out: the run folder, which must not be there yet."""
+        out.mkdir(parents=True)
+        self.config, self.out = config, out
+        self.parts = setup.set_up(config, out)
+        self.state = loop.State(self.parts.position, self.parts.pending)
+        metrics = Metrics(out / "metrics.jsonl", self.state.position)
+        self.outputs = metrics, out, Display(Console(quiet=True), config.steps, 0), StopSignal()
+
+    @property
+    def student(self) -> Policy:
+        return self.parts.policy
+
+    @property
+    def teacher(self) -> Policy:
+        return self.parts.targets["teacher"].policy
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        return self.parts.prompts
+
+    def step(self, passes: int | None = None) -> None:
+        """The next step. passes: another number than the configuration's; it is not checked against the recipe."""
+        config = self.config if passes is None else self.config.model_copy(update={"passes": passes})
+        loop.one_step(config, self.parts, self.state, *self.outputs)
+
+    def last_loss(self) -> float:
+        """The loss of the last update."""
+        return json.loads((self.out / "metrics.jsonl").read_text().splitlines()[-1])["loss"]
+
+    def last_lengths(self) -> list[int]:
+        """Tokens of each response of the last rollout."""
+        path = max((self.out / "rollouts").iterdir())
+        return [len(json.loads(row)["ids"]) for row in path.read_text().splitlines()]
+
+    def rollout(self, step: int) -> Experience:
+        """The responses of a step, without scores."""
+        prompts, limit = prompts_of_step(self.prompts, self.config, step), self.config.rollout.max_new_tokens  # type: ignore[arg-type]
+        responses = sample_responses(self.parts.engines, prompts, self.config, step, limit, lambda count: None)
+        return Experience.of(prompts, responses)
+
+    def collect(self) -> Streams:
+        """Rollout and scores of the next step."""
+        return loop.collect(self.config, self.parts, self.state.position, *self.outputs)
+
+    def portions(self, streams: Streams) -> dict[str, Portion]:
+        """All responses of every stream as one optimiser batch."""
+        return portions_of(self.config, streams, self.parts.newline_ids)
+
+    def update(self, portions: Mapping[str, Portion], number: int) -> dict[str, float]:
+        """Update `number` of the first step, counted from 0. Returns its metrics."""
+        return update(self.parts.learner, portions, number)
+
+
+def portions_of(config: TrainConfig, streams: Streams, newline_ids: Tensor) -> dict[str, Portion]:
+    """All responses of every stream. newline_ids: bool [V], True where a token's text contains a newline."""
+    return {
+        name: Portion(batch, range(len(batch.responses)), *spans_of(config, name, batch, newline_ids))
+        for name, batch in streams.items()
+    }
+
+
+def learner_of(config: TrainConfig, policy: Policy) -> Learner:
+    """A learner of a run of 1,000 updates."""
+    return Learner(config, policy, updates=1000)
+
+
+def update(learner: Learner, portions: Mapping[str, Portion], number: int) -> dict[str, float]:
+    """Update `number` of the first step, counted from 0. Returns its metrics."""
+    return learner.update(portions, Moment(learner.config.seed, 0, number))
+
+
+def batch_of(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Response]]) -> Experience:
+    """Responses to prompts of token ids, without scores."""
+    shown = [Prompt(Problem(str(number), ""), tuple(ids), tuple(ids)) for number, ids in enumerate(prompts)]
+    return Experience.of(shown, responses)
+
+
+def random_batch(prompts: Tensor, responses: Tensor, vocabulary: int, k: int) -> Experience:
+    """A batch whose scores are near those of random weights, the same each time.
+
+    prompts: int64 [B, P]; responses: int64 [B, R]; k: of the teacher's most probable tokens.
+    """
+    written = [[Response(tuple(ids), (0.0,) * len(ids), False)] for ids in responses.tolist()]
+    count, generator = responses.numel(), torch.Generator().manual_seed(1)
+    uniform = -torch.tensor(float(vocabulary)).log()
+    noise = torch.randn(count, 2, generator=generator) * 0.5
+    top_logp = torch.randn(count, k, generator=generator).log_softmax(-1).sort(-1, descending=True).values
+    return batch_of(prompts.tolist(), written).with_scores(
+        behaviour_logp=uniform + noise[:, 0],
+        teacher_logp=uniform + noise[:, 1],
+        teacher_top_ids=torch.randint(vocabulary, (count, k), generator=generator).int(),
+        teacher_top_logp=top_logp,
+    )
+
+
+def micro_batches(batch: Experience, budget: int, device: torch.device) -> list[MicroBatch]:
+    """The forwards that cover the batch. budget: most tokens of one."""
+    return list(batch.micro_batches(range(len(batch.responses)), budget, device))
+
+
+def student_logp(policy: Policy, batch: Experience, budget: int) -> Tensor:
+    """[N]: the policy's log-probabilities of the sampled tokens, in nats, by the trainer's forward."""
+    micros = batch.micro_batches(range(len(batch.responses)), budget, policy.device)
+    return score_tokens(policy, micros, batch.ids[:, None], TargetNeeds(), 1.0)["logp"][:, 0]
+
+
+def teacher_scores(policy: Policy, batch: Experience, budget: int, k: int) -> dict[str, Any]:
+    """The teacher's log-probabilities of the sampled tokens [N], and its K most probable tokens with theirs [N, K]."""
+    return LocalTeacher(policy, budget, temperature=1.0).score(batch, TargetNeeds(top=k)).scores
+
+
+def requests_of(prompts: Tensor, purpose: str) -> list[Request]:
+    """One response to each prompt of int64 [B, P]. purpose: part of the address of its random numbers."""
+    return [Request(tuple(prompt), ((purpose, row),)) for row, prompt in enumerate(prompts.tolist())]
