@@ -7,10 +7,8 @@ tokens, K most probable tokens.
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from driftgate.config import TrainConfig
@@ -19,38 +17,40 @@ from driftgate.data.packing import MicroBatch
 from driftgate.data.prompts import Problem, Prompt
 from driftgate.data.response import Response
 from driftgate.method import head
+from driftgate.method.scores import Needs, TokenScores
 from driftgate.models.policy import Policy
 from driftgate.rollout.engine import Request
-from driftgate.scorers.local import LocalTeacher, TargetNeeds, score_tokens
-from driftgate.stop import StopSignal
-from driftgate.train import loop, portions, setup, sums
+from driftgate.scorers.local import LocalScorer
+from driftgate.train import loop, portions, source, sums
+from driftgate.train.build import build_run
+from driftgate.train.determinism import prepare_torch
 from driftgate.train.learner import Learner
-from driftgate.train.portions import Portion, spans_of
+from driftgate.train.portions import Portion, schedule, spans_of
 from driftgate.train.rollouts import prompts_of_step, sample_responses
-from driftgate.train.setup import prepare_torch
-from driftgate.train.tracking import Display, Metrics
+from driftgate.train.terms import Terms
 from driftgate.train.weighing import Moment
 
 __all__ = ["prepare_torch", "prompts_of_step"]  # for benchmarks that need no more than these
 
 PHASES = {
-    "rollout": (loop, "sample_responses"),
-    "behaviour": (loop, "behaviour_scores"),
-    "teacher": (loop, "target_scores"),
+    "rollout": (source, "sample_responses"),
+    "behaviour": (source, "behaviour_scores"),
+    "teacher": (source, "target_scores"),
     "update": (loop, "timed_update"),
 }
 """Functions of a training step, by the phase that they are."""
 GATE_PARTS = {
     "spans": (portions, "fixed_partitions"),
-    "weights": (Learner, "_weigh"),
+    "weights": (Terms, "weigh"),
     "sums": (sums, "weight_sums"),
     "logp": (head, "token_logprobs"),
-    "drift_metric": (Learner, "_student_sums"),
+    "drift_metric": (Terms, "_student_sums"),
 }
 """Functions that a gate needs. Spans, weights and sums are all of its arithmetic, and a little more: without a gate the
 loss goes through the last two as well, with weights of 1. "logp" is called once in an update of LSM."""
 
-Streams = Mapping[str, Experience]
+Responses = Mapping[str, Experience]
+"""By whose they are."""
 
 
 class Run:
@@ -60,27 +60,30 @@ class Run:
         """out: the run folder, which must not be there yet."""
         out.mkdir(parents=True)
         self.config, self.out = config, out
-        self.parts = setup.set_up(config, out)
-        self.state = loop.State(self.parts.position, self.parts.pending)
-        metrics = Metrics(out / "metrics.jsonl", self.state.position)
-        self.outputs = metrics, out, Display(Console(quiet=True), config.steps, 0), StopSignal()
+        self.made = build_run(config, out)
 
     @property
     def student(self) -> Policy:
-        return self.parts.policy
+        return self.made.policy
 
     @property
     def teacher(self) -> Policy:
-        return self.parts.targets["teacher"].policy
+        return self.made.targets["teacher"]
 
     @property
     def prompts(self) -> Sequence[Prompt]:
-        return self.parts.prompts
+        return self.made.prompts
 
     def step(self, passes: int | None = None) -> None:
         """The next step. passes: another number than the configuration's; it is not checked against the recipe."""
-        config = self.config if passes is None else self.config.model_copy(update={"passes": passes})
-        loop.one_step(config, self.parts, self.state, *self.outputs)
+        made = self.made
+        made.config = self.config if passes is None else self.config.model_copy(update={"passes": passes})
+        batch = made.source.take(made.position)
+        for each in schedule(made.config, made.position.step):
+            updated = loop.timed_update(made, batch, each)
+            batch.add_behaviour(updated.old_logp)
+            made.track(each, updated.metrics, batch)
+        made.end_step(batch)
 
     def last_loss(self) -> float:
         """The loss of the last update."""
@@ -94,27 +97,27 @@ class Run:
     def rollout(self, step: int) -> Experience:
         """The responses of a step, without scores."""
         prompts, limit = prompts_of_step(self.prompts, self.config, step), self.config.rollout.max_new_tokens  # type: ignore[arg-type]
-        responses = sample_responses(self.parts.engines, prompts, self.config, step, limit, lambda count: None)
+        responses = sample_responses(self.made.engines, prompts, self.config, step, limit, lambda count: None)
         return Experience.of(prompts, responses)
 
-    def collect(self) -> Streams:
+    def collect(self) -> Responses:
         """Rollout and scores of the next step."""
-        return loop.collect(self.config, self.parts, self.state.position, *self.outputs)
+        return self.made.source.take(self.made.position).responses
 
-    def portions(self, streams: Streams) -> dict[str, Portion]:
-        """All responses of every stream as one optimiser batch."""
-        return portions_of(self.config, streams, self.parts.newline_ids)
+    def portions(self, responses: Responses) -> dict[str, Portion]:
+        """All responses as one optimiser batch."""
+        return portions_of(self.config, responses, self.made.newline_ids)
 
     def update(self, portions: Mapping[str, Portion], number: int) -> dict[str, float]:
         """Update `number` of the first step, counted from 0. Returns its metrics."""
-        return update(self.parts.learner, portions, number)
+        return update(self.made.learner, portions, number)
 
 
-def portions_of(config: TrainConfig, streams: Streams, newline_ids: Tensor) -> dict[str, Portion]:
-    """All responses of every stream. newline_ids: bool [V], True where a token's text contains a newline."""
+def portions_of(config: TrainConfig, responses: Responses, newline_ids: Tensor) -> dict[str, Portion]:
+    """All responses. newline_ids: bool [V], True where a token's text contains a newline."""
     return {
         name: Portion(batch, range(len(batch.responses)), *spans_of(config, name, batch, newline_ids))
-        for name, batch in streams.items()
+        for name, batch in responses.items()
     }
 
 
@@ -125,7 +128,7 @@ def learner_of(config: TrainConfig, policy: Policy) -> Learner:
 
 def update(learner: Learner, portions: Mapping[str, Portion], number: int) -> dict[str, float]:
     """Update `number` of the first step, counted from 0. Returns its metrics."""
-    return learner.update(portions, Moment(learner.config.seed, 0, number))
+    return learner.update(portions, Moment(learner.config.seed, 0, number)).metrics
 
 
 def batch_of(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[Response]]) -> Experience:
@@ -144,11 +147,10 @@ def random_batch(prompts: Tensor, responses: Tensor, vocabulary: int, k: int) ->
     uniform = -torch.tensor(float(vocabulary)).log()
     noise = torch.randn(count, 2, generator=generator) * 0.5
     top_logp = torch.randn(count, k, generator=generator).log_softmax(-1).sort(-1, descending=True).values
+    top_ids = torch.randint(vocabulary, (count, k), generator=generator).int()
     return batch_of(prompts.tolist(), written).with_scores(
-        behaviour_logp=uniform + noise[:, 0],
-        teacher_logp=uniform + noise[:, 1],
-        teacher_top_ids=torch.randint(vocabulary, (count, k), generator=generator).int(),
-        teacher_top_logp=top_logp,
+        behaviour=TokenScores(logp=uniform + noise[:, 0]),
+        teacher=TokenScores(logp=uniform + noise[:, 1], top_ids=top_ids, top_logp=top_logp),
     )
 
 
@@ -159,13 +161,14 @@ def micro_batches(batch: Experience, budget: int, device: torch.device) -> list[
 
 def student_logp(policy: Policy, batch: Experience, budget: int) -> Tensor:
     """[N]: the policy's log-probabilities of the sampled tokens, in nats, by the trainer's forward."""
-    micros = batch.micro_batches(range(len(batch.responses)), budget, policy.device)
-    return score_tokens(policy, micros, batch.ids[:, None], TargetNeeds(), 1.0)["logp"][:, 0]
+    logp = LocalScorer(policy, budget, temperature=1.0).score(batch, Needs(logp=True)).logp
+    assert logp is not None
+    return logp
 
 
-def teacher_scores(policy: Policy, batch: Experience, budget: int, k: int) -> dict[str, Any]:
+def teacher_scores(policy: Policy, batch: Experience, budget: int, k: int) -> TokenScores:
     """The teacher's log-probabilities of the sampled tokens [N], and its K most probable tokens with theirs [N, K]."""
-    return LocalTeacher(policy, budget, temperature=1.0).score(batch, TargetNeeds(top=k)).scores
+    return LocalScorer(policy, budget, temperature=1.0).score(batch, Needs(top=k))
 
 
 def requests_of(prompts: Tensor, purpose: str) -> list[Request]:
