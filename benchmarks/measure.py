@@ -87,7 +87,7 @@ def table(figures: Figures, columns: Mapping[str, str], heading: str) -> None:
 
 
 def write(name: str, began: float, quick: bool, packages: Sequence[str] = (), **content: Any) -> Path:
-    """Write results/NAME.json: command, versions, threads and duration, then the content; a quick run to results/quick/.
+    """results/NAME.json: command, versions, threads and duration, then the content. A quick run goes to results/quick/.
 
     began: time.time() at the start; packages: whose versions are noted, beside torch.
     """

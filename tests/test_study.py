@@ -11,11 +11,12 @@ import yaml
 from rich.console import Console
 
 from driftgate import cli
+from driftgate.config.exam import ExamSettings
 from driftgate.errors import InputError, RunError
 from driftgate.recipe import check_config
 from driftgate.study import runner
 from driftgate.study.compare import compare_arms
-from driftgate.study.config import Exam, arm_configs, load_study
+from driftgate.study.config import arm_configs, load_study
 from driftgate.study.counts import arms_of
 from driftgate.study.locked import locked
 from driftgate.study.plan import problems_of
@@ -343,7 +344,7 @@ def test_a_dry_run_says_what_the_paper_s_table_would_take_and_starts_nothing(mon
 
 
 def test_a_plan_counts_published_problems_without_fetching_them():
-    exam = Exam(benchmarks=("math500", "aime24", "lock16"), limit=40)
+    exam = ExamSettings(benchmarks=("math500", "aime24", "lock16"), limit=40)
     assert problems_of(exam) == 40 + 30 + 40
 
 

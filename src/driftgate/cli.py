@@ -86,12 +86,16 @@ def evaluate(
     device: str = "auto",
 ) -> None:
     """pass@k, avg@n and maj@k of a model, with 95 % intervals over problems; the same command resumes after a stop."""
+    from .config.exam import ExamSettings
     from .evaluate.command import run_eval
-    from .evaluate.evaluate import EvalSettings
+    from .recipe import checked
 
-    settings = EvalSettings(
-        tuple(benchmark), samples, temperature, top_p, max_new_tokens, limit, seed, batch, template, chat
-    )
+    values = {"benchmarks": benchmark, "samples": samples, "temperature": temperature, "top_p": top_p, "seed": seed}
+    values |= {"max_new_tokens": max_new_tokens, "limit": limit, "batch": batch, "template": template, "chat": chat}
+    try:
+        settings = checked(ExamSettings, values)
+    except InputError as error:
+        raise InputError("\n".join(map(_as_flag, str(error).splitlines()))) from None
     with resumable(out):
         run_eval(model, settings, out, console, device, dtype, compute)
 
@@ -176,6 +180,12 @@ def main() -> None:
         _fail(error, 1)
     except Stopped:
         sys.exit(130)
+
+
+def _as_flag(line: str) -> str:
+    """A problem with a setting, named as its flag."""
+    name, space, rest = line.partition(" ")
+    return f"--{name.replace('_', '-')}{space}{rest}"
 
 
 def _fail(error: Exception, code: int) -> None:

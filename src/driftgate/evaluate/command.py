@@ -1,6 +1,5 @@
 """The `eval` command: progress, table, files."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +7,15 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from ..config.exam import ExamSettings
 from ..progress import bars
-from .evaluate import EvalSettings, check_settings, evaluate, load_examinee, responses_of
+from .evaluate import check_settings, evaluate, load_examinee, responses_of
 from .measures import shown
 
 
 def run_eval(
     model: str,
-    settings: EvalSettings,
+    settings: ExamSettings,
     out: Path,
     console: Console,
     device: str,
@@ -37,14 +37,15 @@ def run_eval(
     console.print(f"samples and result in {out}", highlight=False)
 
 
-def _as_trained(model: str, settings: EvalSettings) -> EvalSettings:
+def _as_trained(model: str, settings: ExamSettings) -> ExamSettings:
     """Where nothing is said, a run folder's model is shown problems as it was trained to see them."""
     run = _settings_of_run(model)
     shown, stop_ids = run.get("prompts", {}), run.get("rollout", {}).get("stop_ids")
     template = settings.template if settings.template is not None else shown.get("template", "{problem}")
     chat = settings.chat if settings.chat is not None else shown.get("chat", False)
     system = shown.get("system") if chat else None
-    return replace(settings, template=template, chat=chat, system=system, stop_ids=tuple(stop_ids or ()) or None)
+    stops = tuple(stop_ids or ()) or None
+    return settings.model_copy(update={"template": template, "chat": chat, "system": system, "stop_ids": stops})
 
 
 def _settings_of_run(model: str) -> dict[str, Any]:

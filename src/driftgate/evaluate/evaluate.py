@@ -5,13 +5,13 @@ same random numbers, and an evaluation that was interrupted goes on as if it had
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config import ModelSettings, PromptSettings
+from ..config.exam import ExamSettings
 from ..data.benchmarks import benchmark_name, content_sha256, load_benchmark
 from ..data.prompts import Problem, Prompt, encode_prompts
 from ..data.response import Response
@@ -29,29 +29,6 @@ from .measures import measures
 LONGEST = 16_384
 Part = list[tuple[Prompt, Sequence[int]]]
 """Prompts with the numbers of the samples wanted of each."""
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """How a model is examined; the defaults are those of arXiv 2606.24084."""
-
-    benchmarks: tuple[str, ...]
-    samples: int = 8
-    temperature: float = 1.0
-    top_p: float = 0.9
-    max_new_tokens: int | None = None
-    """None: 16,384, or what the context leaves."""
-    limit: int | None = None
-    """Only the first so many problems of each benchmark."""
-    seed: int = 0
-    batch: int | None = None
-    """Responses decoded at once; None for what fits into memory, at most 256."""
-    template: str | None = None
-    """None: the problem alone, or what a run folder was trained with."""
-    chat: bool | None = None
-    system: str | None = None
-    stop_ids: tuple[int, ...] | None = None
-    """None: the model's own."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +60,7 @@ def load_examinee(path: str, device: str = "auto", dtype: str = "float32", compu
 
 def evaluate(
     examinee: Examinee,
-    settings: EvalSettings,
+    settings: ExamSettings,
     out: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
@@ -108,7 +85,7 @@ def evaluate(
         _complete(folder, examinee, name, prompts[name], settings, tell)
     rows = [folder.rows[key] for key in wanted]
     summary = {
-        "settings": asdict(settings),
+        "settings": settings.model_dump(),
         "benchmarks": pins,
         "problems": {name: len(part) for name, part in problems.items()},
         "pass": measures(rows),
@@ -120,9 +97,9 @@ def evaluate(
     return result
 
 
-def _asked(examinee: Examinee, settings: EvalSettings, pins: dict[str, Any]) -> dict[str, Any]:
+def _asked(examinee: Examinee, settings: ExamSettings, pins: dict[str, Any]) -> dict[str, Any]:
     """Everything that the samples depend on; not the batch, which decides how long they take."""
-    chosen = {name: value for name, value in asdict(settings).items() if name not in ("benchmarks", "batch")}
+    chosen = {name: value for name, value in settings.model_dump().items() if name not in ("benchmarks", "batch")}
     return {
         "settings": chosen | {"stop_ids": settings.stop_ids or examinee.stop_ids()},
         "benchmarks": pins,
@@ -130,12 +107,12 @@ def _asked(examinee: Examinee, settings: EvalSettings, pins: dict[str, Any]) -> 
     }
 
 
-def responses_of(settings: EvalSettings) -> int:
+def responses_of(settings: ExamSettings) -> int:
     """How many responses an evaluation samples, for a progress bar."""
     return settings.samples * sum(len(load_benchmark(name, settings.limit)) for name in settings.benchmarks)
 
 
-def _encode(examinee: Examinee, problems: Sequence[Problem], settings: EvalSettings) -> list[Prompt]:
+def _encode(examinee: Examinee, problems: Sequence[Problem], settings: ExamSettings) -> list[Prompt]:
     shown = PromptSettings(
         path="",
         template=settings.template or "{problem}",
@@ -152,7 +129,7 @@ def _complete(
     examinee: Examinee,
     name: str,
     prompts: Sequence[Prompt],
-    settings: EvalSettings,
+    settings: ExamSettings,
     tell: Callable[[int], None],
 ) -> None:
     """Sample and grade what the folder lacks of one benchmark, in parts of one decoding batch each."""
@@ -197,7 +174,7 @@ def plan(prompts: Sequence[Prompt], samples: int, batch: int) -> list[Part]:
     return parts
 
 
-def _address(settings: EvalSettings, name: str, prompt: Prompt, sample: int) -> tuple[int | str, ...]:
+def _address(settings: ExamSettings, name: str, prompt: Prompt, sample: int) -> tuple[int | str, ...]:
     return settings.seed, "eval", Path(name).stem, prompt.problem.id, sample
 
 
@@ -229,24 +206,9 @@ def _graded(rows: Sequence[Row], grader: Grader) -> list[Row]:
     return [row | {"correct": verdict} for row, verdict in zip(rows, verdicts)]
 
 
-def check_settings(settings: EvalSettings) -> None:
+def check_settings(settings: ExamSettings) -> None:
     """Raises InputError before the model is loaded; published benchmarks are fetched for it."""
-    check_values(settings)
-    for name in settings.benchmarks:
-        load_benchmark(name, settings.limit)
-
-
-def check_values(settings: EvalSettings) -> None:
-    """The part of `check_settings` that reads nothing."""
-    for name in ("samples", "batch", "limit", "max_new_tokens"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: give at least 1")
-    if not 0 < settings.temperature < math.inf:
-        raise InputError(f"--temperature {settings.temperature}: give a number above 0; near 0 is greedy")
-    if not 0 < settings.top_p <= 1:
-        raise InputError(f"--top-p {settings.top_p}: give a number above 0 and at most 1")
-    if not settings.benchmarks:
-        raise InputError("--benchmark: name at least one benchmark or .jsonl file")
     if len({benchmark_name(name) for name in settings.benchmarks}) < len(settings.benchmarks):
         raise InputError(f"--benchmark: {', '.join(settings.benchmarks)} names one twice")
+    for name in settings.benchmarks:
+        load_benchmark(name, settings.limit)

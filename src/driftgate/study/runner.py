@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ import torch
 from rich.console import Console
 
 from ..config import ModelSettings, TrainConfig
+from ..config.exam import ExamSettings
 from ..data.benchmarks import load_benchmark
 from ..errors import InputError, RunError
-from ..evaluate.evaluate import EvalSettings, check_settings, evaluate, load_examinee, responses_of
+from ..evaluate.evaluate import check_settings, evaluate, load_examinee, responses_of
 from ..files import json_rows, replace_file
 from ..report.plots import read_metrics
 from ..stop import Stopped
@@ -45,7 +46,7 @@ class Job:
 
     name: str
     folder: Path
-    exam: EvalSettings
+    exam: ExamSettings
     config: TrainConfig
     trained: bool = True
     """False for a reference: its model is the configuration's student or teacher, named by `model`."""
@@ -105,15 +106,15 @@ def jobs_of(study: Study, configs: dict[str, TrainConfig], runs: Path) -> Iterat
         for arm, config in configs.items():
             threads = 1 if config.threads is None else config.threads
             own = config.model_copy(update={"seed": seed, "threads": threads})
-            yield Job(f"{arm}, seed {seed}", run_folder(runs, arm, seed), study.exam.settings(own), own)
-    if study.exam.references:
+            yield Job(f"{arm}, seed {seed}", run_folder(runs, arm, seed), study.exam.as_trained(own), own)
+    if study.references:
         for name, model in zip(REFERENCES, (base.student.path, base.teacher.path)):
-            yield Job(name, reference_folder(runs, name), study.exam.settings(base), base, False, model)
+            yield Job(name, reference_folder(runs, name), study.exam.as_trained(base), base, False, model)
 
 
 def check(jobs: Sequence[Job]) -> None:
     """Raises InputError for examinations that cannot be and for folders that hold other runs."""
-    for exam in {job.exam for job in jobs}:
+    for exam in {repr(job.exam): job.exam for job in jobs}.values():
         check_settings(exam)
         for name in exam.benchmarks:
             if len(load_benchmark(name, exam.limit)) < 2:
@@ -231,8 +232,8 @@ def _done(job: Job) -> dict[str, Any]:
     return json.loads(path.read_text()) if examined and path.is_file() else {}
 
 
-def _as_json(exam: EvalSettings) -> Any:
-    return json.loads(json.dumps(asdict(exam)))
+def _as_json(exam: ExamSettings) -> Any:
+    return exam.model_dump(mode="json")
 
 
 @contextmanager
