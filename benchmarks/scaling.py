@@ -31,6 +31,7 @@ from driftgate.method import head
 from driftgate.method.gates import drift_gate, unit_mean
 from driftgate.method.objectives import sampled_token_loss, topk_reverse_kl
 from driftgate.method.spans import fixed_spans, sequence_spans
+from driftgate.verify.grading import Grader
 
 if __name__ != "__mp_main__":  # a process that measures the head's memory needs none of these, and seconds to load them
     import scaling_plots
@@ -450,7 +451,7 @@ def wide(out: Path, sizes: Sizes, changes: Sequence[str]) -> Run:
         learner=Learner(config, student, config.steps * config.passes),
         prompts=[random_prompt(number, sizes) for number in range(sizes.wide_responses)],
         newline_ids=torch.zeros(0, dtype=torch.bool),
-        grader=None,
+        grader=Grader(),
         position=Position(),
         pending={},
     )

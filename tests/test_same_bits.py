@@ -18,7 +18,7 @@ TORCH = torch.__version__.partition("+")[0]
 NAMES = list(RECORD["weights_sha256"])
 
 
-@pytest.mark.skipif(TORCH != RECORD["torch"], reason=f"the bits are those of torch {RECORD['torch']}")
+@pytest.mark.skipif(RECORD["torch"] != TORCH, reason=f"the bits are those of torch {RECORD['torch']}")
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the bits are those of an x86 processor")
 @pytest.mark.parametrize("start", range(0, len(NAMES), 3))
 def test_three_steps_give_the_recorded_weights(start):

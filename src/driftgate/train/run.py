@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def run(config: TrainConfig, out: Path, console: Console, tell: Callable[[int], 
         if parts.position.step or parts.position.update:
             console.print(f"resuming {out} at {parts.position.name}", highlight=False)
         with (
-            parts.grader or nullcontext(),
+            parts.grader,
             StopSignal() as stop,
             Display(console, config.steps, parts.position.step, tell) as display,
         ):

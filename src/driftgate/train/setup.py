@@ -20,7 +20,7 @@ from ..models.policy import Policy, check_head
 from ..recipe import check_config
 from ..rollout.hf import HFEngine
 from ..scorers.local import LocalTeacher
-from ..verify.grading import Grader, grader_for
+from ..verify.grading import Grader
 from . import checkpoint
 from .checkpoint import Position
 from .learner import Learner
@@ -42,7 +42,7 @@ class Parts:
     learner: Learner
     prompts: list[Prompt]
     newline_ids: Tensor
-    grader: Grader | None
+    grader: Grader
     position: Position
     pending: dict[str, Experience]
     """The rollout batch of a step that was interrupted, by stream; empty between steps."""
@@ -73,7 +73,6 @@ def set_up(config: TrainConfig, out: Path) -> Parts:
     learner = Learner(config, policy, config.steps * config.passes * config.updates_per_step, target_heads)
     position, pending = _restore(last[0], learner) if last else (Position(), {})
     batch, budget, temperature = config.rollout.batch, config.microbatch_tokens, config.rollout.temperature
-    answers = [problem.answer for problem in problems if problem.answer is not None]
     return Parts(
         policy=policy,
         tokenizer=tokenizer,
@@ -88,7 +87,7 @@ def set_up(config: TrainConfig, out: Path) -> Parts:
         prompts=prompts,
         # a pass over the whole vocabulary, which other weights have no use for
         newline_ids=newline_ids(tokenizer, policy.head.shape[0] if reads_newlines(config) else 0),
-        grader=grader_for(answers) if needs_verifier(config) else None,
+        grader=Grader(),
         position=position,
         pending=pending,
     )
