@@ -11,6 +11,7 @@ from .boxed import bare, plain_commas
 _TEXT = re.compile(r"\\(?:text\w*|mbox|emph)\s*\{([^{}]*)\}")
 _FONT = re.compile(r"\\(?:math(?:rm|bf|it|sf)|boldsymbol|bm|operatorname)\s*\{([^{}]*)\}|\\(?:bf|rm|it|displaystyle)\b")
 _SPACE = re.compile(r"\\[,;:! ]|~|\\q?quad\b|\\hspace\*?\{[^{}]*\}|\s+")
+_DELIMITER = re.compile(r"\\[()\[\]]")
 _CURRENCY = re.compile(r"\\?\$|[£€¥₹]|\\(?:pounds|euro|yen)\b")
 _DEGREE = re.compile(r"\^\s*(?:\\circ\b|\{\s*\\circ\s*\})|\\degree\b|°")
 _PERCENT_SIGN = re.compile(r"\\?%")
@@ -89,11 +90,11 @@ def has_variables(text: str) -> bool:
 def _without_words(content: str) -> str:
     """Units, currencies, prose and spacing taken off, thousands joined; _GAP where words stand between other things."""
     text = _PERCENT_SIGN.sub(" ", _DEGREE.sub(" ", _CURRENCY.sub("", plain_commas(content))))
-    text = _ORDINAL.sub(" ", text)
+    text = _ORDINAL.sub(" ", _SPACE.sub(" ", _DELIMITER.sub(" ", text)))
     for _ in range(_NESTED):
         text = _TEXT.sub(lambda group: f" {_TEXT_WORD.sub(_GAP, group[1])} ", text)
         text = _FONT.sub(lambda group: group[1] or " ", text)
-    text = _WORD.sub(_GAP, _SPACE.sub(" ", text).replace("−", "-"))
+    text = _WORD.sub(_GAP, text.replace("−", "-"))
     while (shorter := _GAPS.sub(_GAP, text)) != text:
         text = shorter
     text = _ENDS.sub("", text).strip()
