@@ -13,8 +13,9 @@ from .words import unwrapped
 
 _BASE = re.compile(r"(?<=[0-9])[)}\s]*_\s*(?:\{\s*([^{}]*?)\s*\}|([0-9]+|.))")
 _UNIT = re.compile(
-    r"""(?<![A-Za-z\\])(?:(?P<before>sq(?:uare)?|cu(?:bic)?)[.\s]*)?
-    (?:[mck]?m|in|ft|yd|mi|s|sec|units?|inch(?:es)?|foot|feet|yards?|miles?|seconds?|(?:centi|milli|kilo)?met(?:er|re)s?)
+    r"""(?<![A-Za-z\\'’])(?:(?P<before>sq(?:uare)?|cu(?:bic)?)[.\s]*)?
+    (?:[mck]?m|in(?=[.\s}]*[\^²³])|ft|yd|mi|s|sec|units?  # "in" without a power is a preposition
+    |inch(?:es)?|foot|feet|yards?|miles?|seconds?|(?:centi|milli|kilo)?met(?:er|re)s?)
     (?![A-Za-z])[.\s}]*(?:(?P<after>squared|cubed)|\^\s*\{?\s*(?P<power>-?[0-9]+)|(?P<raised>[²³]))?""",
     re.VERBOSE | re.IGNORECASE,
 )

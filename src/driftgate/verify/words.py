@@ -26,15 +26,16 @@ _RELATION = re.compile(r"[<>≠≤≥]|\\(?:ne|neq|not|lt|gt|le|ge|leq|geq|leqsl
 _APPROXIMATELY = re.compile(r"\\approx\b|≈|\\simeq\b")
 
 _UNITS = "cm|mm|km|kg|mg|ml|mL|ft|in|yd|mi|lbs?|oz|pts?|gal|hrs?|h|g|m|s|L|mph|kph|am|pm|Rs"
-_PROSE = "is|of|in|at|by|to|an|we|he|it|so|as|on|if|a|A"
+_PROSE = "is|of|in|at|by|to|an|we|he|it|so|as|on|if|a"
 _FUNCTION = (
     "sqrt|cbrt|frac|sin|cos|tan|cot|sec|csc|log|exp|mod|gcd|lcm|min|max|abs|floor|ceil|binom|choose|pi|inf(?:inity)?"
 )
 _CALL = rf"(?:{_FUNCTION})\s*[(\[{{\\0-9]"  # without an argument "min" and "sec" are words
 _WORD = re.compile(
-    rf"(?<![\\A-Za-z])(?:(?:{_UNITS}|{_PROSE})|(?!{_CALL})[A-Za-z]{{3,}}(?:['’-][A-Za-z]+)*)(?![A-Za-z])"
+    rf"(?<![\\A-Za-z])(?:(?:{_UNITS}|(?<![0-9)}}])(?:{_PROSE}))|(?!{_CALL})[A-Za-z]{{3,}}(?:['’-][A-Za-z]+)*)(?![A-Za-z])"
 )
 _TEXT_WORD = re.compile(rf"(?<![\\A-Za-z])(?!{_CALL})[A-Za-z]+(?:['’-][A-Za-z]+)*")
+_NESTED = 3  # text groups within each other that are unwrapped
 _GAP = "\ue000"  # where a word was
 _GAPS = re.compile(
     rf"\(\s*{_GAP}\s*\)"  # a word in brackets
@@ -42,9 +43,6 @@ _GAPS = re.compile(
     rf"|{_GAP}(?:[\s/.,:·*-]|\\cdot\b|\\,)*{_GAP}"
 )
 _ENDS = re.compile(rf"^(?:[\s:]*{_GAP}[\s:.,]*)+|(?:[\s,(]*{_GAP}[\s:.,)]*)+$")
-
-
-_NESTED = 3  # groups in groups that are taken off
 
 
 class Number(NamedTuple):
