@@ -17,7 +17,7 @@ from driftgate.data.benchmarks import PUBLISHED, benchmark_name, content_sha256,
 from driftgate.data.prompts import Problem
 from driftgate.errors import InputError
 from driftgate.evaluate.evaluate import check_settings
-from driftgate.verify.grading import canonical_integer
+from driftgate.verify.boxed import canonical_integer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SUMS = [{"id": f"s{i}", "problem": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(7)]

@@ -21,7 +21,8 @@ from ..models.identity import fingerprint
 from ..models.policy import Policy, check_head
 from ..rollout.engine import Request, Sampling
 from ..rollout.hf import HFEngine
-from ..verify.grading import Grader, answer_of, grader_for
+from ..verify.boxed import answer_of
+from ..verify.grading import Grader
 from .batch import fitting_batch
 from .folder import Folder, Row
 from .measures import measures
@@ -143,7 +144,7 @@ def _complete(
     if not parts:
         return
     engine = HFEngine(examinee.policy, batch)
-    with grader_for([p.problem.answer or "" for p in prompts]) as grader:
+    with Grader() as grader:
         for part in parts:
             requests = [Request(p.ids, tuple(_address(settings, name, p, n) for n in left)) for p, left in part]
             rows = _rows(examinee, name, part, engine.generate(requests, sampling, tell))

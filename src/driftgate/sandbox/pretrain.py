@@ -34,7 +34,7 @@ from ..evaluate.passk import summarise
 from ..models.policy import Policy
 from ..rollout.engine import Request, Sampling
 from ..rollout.hf import HFEngine
-from ..verify.grading import grade_integer
+from ..verify.boxed import answer_of
 from .tokenizer import EOS, PAD, VOCABULARY, build_tokenizer
 
 PAD_ID, EOS_ID = VOCABULARY.index(PAD), VOCABULARY.index(EOS)
@@ -218,7 +218,7 @@ def _sampled(
 
 
 def _is_right(problem: LockProblem, response: Response, tokenizer: PreTrainedTokenizerFast) -> bool:
-    return grade_integer(str(tokenizer.decode(list(response.ids), skip_special_tokens=True)), problem.answer)
+    return answer_of(str(tokenizer.decode(list(response.ids), skip_special_tokens=True))) == problem.answer
 
 
 def make(role: str, out: Path, progress: Progress) -> dict:

@@ -13,10 +13,10 @@ from ..models import load
 from ..models.policy import Policy, check_head
 from ..rollout.hf import HFEngine
 from ..scorers.local import LocalScorer
-from ..verify.grading import grader_for
+from ..verify.grading import Grader
 from . import checkpoint
 from .checkpoint import Position
-from .checks import check_problems, check_supports, needs_initial, needs_verifier, reads_newlines
+from .checks import check_problems, check_supports, needs_initial, reads_newlines
 from .determinism import prepare_torch
 from .learner import Learner
 from .rollouts import Engines
@@ -42,7 +42,6 @@ def build_run(config: TrainConfig, out: Path) -> Run:
     contexts |= {"teacher_context": load.context_length(targets["teacher"].model)}
     new, template = config.rollout.max_new_tokens, config.teacher.context
     prompts = encode_prompts(problems, tokenizer, config.prompts, new, teacher_template=template, **contexts)
-    answers = [problem.answer for problem in problems if problem.answer is not None]
     learner = learner_of(config, policy, targets)
     position, pending = _restore(last[0], learner) if last else (Position(), {})
     return Run(
@@ -57,7 +56,7 @@ def build_run(config: TrainConfig, out: Path) -> Run:
         prompts=prompts,
         # a pass over the whole vocabulary, which other weights have no use for
         newline_ids=newline_ids(tokenizer, policy.head.shape[0] if reads_newlines(config) else 0),
-        grader=grader_for(answers) if needs_verifier(config) else None,
+        grader=Grader(),
         position=position,
         pending=pending,
     )

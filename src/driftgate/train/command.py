@@ -1,7 +1,6 @@
 """`driftgate train`: a run folder from nothing, or onward from its last checkpoint."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -37,7 +36,7 @@ def run(config: TrainConfig, out: Path, console: Console, advance: Callable[[int
         if made.position.step or made.position.update:
             console.print(f"resuming {out} at {made.position.name}", highlight=False)
         with (
-            made.grader or nullcontext(),
+            made.grader,
             StopSignal() as made.stop,
             Display(console, made.config.steps, made.position.step, advance) as made.display,
         ):

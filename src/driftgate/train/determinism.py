@@ -29,7 +29,8 @@ def repeatable_backward() -> Iterator[None]:
     """Attention's backward on a GPU adds in a fixed order only while torch refuses what is not deterministic; where it
     merely warns, as `prepare_torch` sets it, flash attention takes its faster way. The refusal would hit sums of the
     forward pass, so it holds for the backward pass alone."""
-    if not torch.is_deterministic_algorithms_warn_only_enabled():
+    # the second flag alone stays set where deterministic algorithms were turned off again
+    if not (torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()):
         yield
         return
     torch.use_deterministic_algorithms(True)

@@ -12,7 +12,7 @@ from ..data.experience import Experience
 from ..data.prompts import Prompt
 from ..data.response import Response
 from ..errors import RunError
-from ..verify.grading import Grader, canonical_integer, grade_integer
+from ..verify.grading import Grader
 from .diagnostics import repetition
 
 
@@ -62,14 +62,14 @@ def _limit_setting(config: TrainConfig) -> str:
 
 
 def rollout_rows(
-    prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], decode: Callable, grader: Grader | None
+    prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], decode: Callable, grader: Grader
 ) -> list[dict[str, Any]]:
-    """What rollouts/ keeps of each response; `correct` by the grader, without one for integer answers only."""
+    """What rollouts/ keeps of each response; `correct` is None where a problem has no answer."""
     rows = []
     for prompt, group in zip(prompts, responses):
         for sample, response in enumerate(group):
             text, gold = decode(response.ids), prompt.problem.answer
-            correct = _verdict(text, gold, grader)
+            correct = None if gold is None else grader.grade(text, gold)
             row = {
                 "prompt": prompt.problem.id,
                 "sample": sample,
@@ -80,14 +80,6 @@ def rollout_rows(
             }
             rows.append(row | {"text": text, "ids": list(response.ids)})
     return rows
-
-
-def _verdict(text: str, gold: str | None, grader: Grader | None) -> bool | None:
-    if gold is None:
-        return None
-    if grader is not None:
-        return grader.grade(text, gold)
-    return grade_integer(text, gold) if canonical_integer(gold) else None
 
 
 def rollout_metrics(batch: Experience, rows: Sequence[dict[str, Any]]) -> dict[str, float]:

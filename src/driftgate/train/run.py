@@ -47,7 +47,7 @@ class Run:
     prompts: Sequence[Prompt]
     newline_ids: Tensor
     """bool [V], True where a token's text contains a newline."""
-    grader: Grader | None
+    grader: Grader
     position: Position
     pending: dict[str, Experience] = field(default_factory=dict)
     """The rollout batch of a step that was interrupted, by whose responses they are; empty between steps."""
