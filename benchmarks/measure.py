@@ -87,7 +87,7 @@ def table(figures: Figures, columns: Mapping[str, str], heading: str) -> None:
 
 
 def write(name: str, began: float, quick: bool, packages: Sequence[str] = (), **content: Any) -> Path:
-    """results/NAME.json: command, versions, threads and duration, then the content. A quick run goes to results/quick/.
+    """results/NAME.json, or results/quick/NAME.json: command, versions, threads and duration, then the content.
 
     began: time.time() at the start; packages: whose versions are noted, beside torch.
     """

@@ -35,7 +35,7 @@ from driftgate.recipe import load_recipe
 
 TOP = 8
 """Operations shown of a phase."""
-SMOL = {
+SMOL: dict[str, Any] = {
     "hidden_size": 576,
     "num_hidden_layers": 30,
     "num_attention_heads": 9,
