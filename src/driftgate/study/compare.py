@@ -12,7 +12,7 @@ from .bootstrap import bootstrap_differences, corrected_interval
 from .cochran import effective_df
 from .permutation import sign_flip_p
 from .scores import Scores, require_same_problems, samples_needed, values_of
-from .statistics import holm, interval, p_equivalence, p_two_sided, smallest_detectable
+from .statistics import equivalence_interval, holm, interval, p_equivalence, p_two_sided, smallest_detectable
 from .two_way import TwoWayMean, seed_means, two_way_mean
 
 BOOTSTRAP_DRAWS = 2_000
@@ -45,7 +45,12 @@ class Comparison:
     least_p_permutation: float | None = None
     """What the permutation test cannot go below with so few seeds."""
     p_equivalence: float | None = None
-    """Of "the difference is margin or more"; below 0.05 shows equivalence."""
+    """Of "the difference is margin or more"; below 0.05 exactly where the 90 % interval lies within the margin."""
+    p_equivalence_holm: float | None = None
+    """The same, adjusted as p_holm is; below 0.05 shows equivalence."""
+    low_90: float | None = None
+    """90 % interval, the one that goes with p_equivalence."""
+    high_90: float | None = None
     detectable: float | None = None
     """The true difference that this design finds in 4 of 5 studies."""
     se: float | None = None
@@ -74,16 +79,27 @@ def compare_arms(
 
 
 def with_holm(comparisons: Sequence[Comparison], planned: int | None = None) -> list[Comparison]:
-    """The same with p_holm: adjusted for all that are given together, within each measure.
+    """The same with p_holm and p_equivalence_holm: adjusted for all that are given together, within each measure.
 
+    Tests of difference and tests of equivalence are two families, each adjusted by itself.
     planned: comparisons in each measure, if not all that were planned are given.
     """
+    difference = _adjusted([(c.measure, c.p) for c in comparisons], planned)
+    equivalence = _adjusted([(c.measure, c.p_equivalence) for c in comparisons], planned)
+    return [
+        replace(c, p_holm=p, p_equivalence_holm=p_equivalence)
+        for c, p, p_equivalence in zip(comparisons, difference, equivalence)
+    ]
+
+
+def _adjusted(tests: Sequence[tuple[str, float | None]], planned: int | None) -> list[float | None]:
+    """Each (measure, p) adjusted by Holm within its measure; None stays."""
     families: dict[str, list[float]] = {}
-    for c in comparisons:
-        if c.p is not None:
-            families.setdefault(c.measure, []).append(c.p)
+    for measure, p in tests:
+        if p is not None:
+            families.setdefault(measure, []).append(p)
     adjusted = {measure: iter(holm(p_values, planned)) for measure, p_values in families.items()}
-    return [replace(c, p_holm=None if c.p is None else next(adjusted[c.measure])) for c in comparisons]
+    return [None if p is None else next(adjusted[measure]) for measure, p in tests]
 
 
 def arm_scores(scores: Scores, measure: str) -> dict[str, Estimate]:
@@ -124,7 +140,8 @@ def _compare(arms: Mapping[str, Scores], arm: str, against: str, measure: str, m
         low, high = bootstrap_interval({n: d.mean(axis=0).tolist() for n, d in differences.items()}, bounds=(-1, 1))
         difference = float(per_seed.mean())
         return Comparison(arm, against, measure, difference, low, high, margin, per_seed.tolist())
-    (low, high), (p_permutation, least) = interval(mean), sign_flip_p(per_seed, seed)
+    (low, high), (low_90, high_90) = interval(mean), equivalence_interval(mean)
+    p_permutation, least = sign_flip_p(per_seed, seed)
     bootstrap = _bootstrap(arms[arm], arms[against], measure, mean, seed)
     return Comparison(
         arm=arm,
@@ -137,6 +154,8 @@ def _compare(arms: Mapping[str, Scores], arm: str, against: str, measure: str, m
         p_permutation=p_permutation,
         least_p_permutation=least,
         p_equivalence=float(p_equivalence(mean, margin)),
+        low_90=float(low_90),
+        high_90=float(high_90),
         margin=margin,
         detectable=float(smallest_detectable(mean)),
         se=float(mean.se),

@@ -26,7 +26,7 @@ from ..config import ModelSettings, TrainConfig
 from ..data.benchmarks import load_benchmark
 from ..errors import InputError, RunError
 from ..evaluate.evaluate import EvalSettings, check_settings, evaluate, load_examinee, responses_of
-from ..files import replace_file
+from ..files import json_rows, replace_file
 from ..stop import Stopped
 from ..train.run import run
 from ..train.setup import lock, resolved_config
@@ -89,7 +89,7 @@ def run_study(path: Path, out: Path, console: Console, workers: int | None, runs
         failed = do(jobs, console, workers or torch.cuda.device_count() or os.cpu_count() or 1, out)
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         summary = summarise(path.stem, study, configs, runs, command, seconds_spent(out))
-        replace_file(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+        replace_file(out / "summary.json", json_rows(summary) + "\n")
         write_report(summary, out)
     for claim in summary["claims"]:
         console.print(f"{claim['verdict']}: {claim['text']} ({claim['why']})", highlight=False, soft_wrap=True)
