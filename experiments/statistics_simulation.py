@@ -2,114 +2,44 @@
 
     python experiments/statistics_simulation.py
 
-Studies are drawn from a model, the shipped functions judge them, and the truth judges the functions. The logit of an
-arm's chance on a problem is
-
-    benchmark + problem + (arm x problem) + (arm x training seed) + (arm x seed x problem),
-
-all but the first normal and drawn anew in each study, `SAMPLES` answers of each; four benchmarks. As a sum of normals
-is normal, the true pass@k of an arm is an integral over one normal, taken by quadrature, and an effect of so many
-points is put in by shifting the arm's logit. Seed standard deviations are on the logit scale; the file says what they
-are worth in points. Writes results/statistics_simulation.json, every share with its Monte-Carlo standard error.
+Studies are drawn from a model (`simulated_studies.py`), the shipped functions judge them, and the truth judges the
+functions. Seed standard deviations are on the logit scale; the file says what they are worth in points. Writes
+results/statistics_simulation.json, every share with its Monte-Carlo standard error.
 """
 
 import argparse
 import json
-import math
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy
-from scipy import optimize, special, stats
+from scipy import stats
+from simulated_studies import (
+    ARM_BY_PROBLEM,
+    BENCHMARKS,
+    DIFFICULTY,
+    SAMPLES,
+    SEED_BY_PROBLEM,
+    Design,
+    differences,
+    draw_counts,
+    many_studies,
+    share,
+    shift_for,
+    true_pass,
+)
 
-from driftgate.evaluate.passk import pass_at_k
+from driftgate.files import json_rows
 from driftgate.keyed import generator
 from driftgate.study.bootstrap import bootstrap_differences, corrected_interval
 from driftgate.study.cochran import effective_df
 from driftgate.study.permutation import sign_flip_p
 from driftgate.study.statistics import holm, interval, p_equivalence, p_two_sided, smallest_detectable
 from driftgate.study.two_way import TwoWayMean, seed_means, two_way_mean
-
-BENCHMARKS = (-0.5, 0.0, 0.5, 1.0)
-"""Mean logits, base arm."""
-DIFFICULTY, ARM_BY_PROBLEM, SEED_BY_PROBLEM = 1.5, 0.5, 0.5
-SAMPLES = 8
-CELLS_AT_ONCE = 2_000_000
-
-
-@dataclass(frozen=True)
-class Design:
-    seeds: int
-    problems: int
-    """Of each benchmark."""
-    seed_sd: float
-    """Of a training seed's shift of all problems, on the logit scale."""
-    arm_by_problem: float = ARM_BY_PROBLEM
-    """0: arms differ on no single problem (the permutation test's own hypothesis)."""
-
-    @property
-    def logit_sd(self) -> float:
-        return math.hypot(DIFFICULTY, self.arm_by_problem, SEED_BY_PROBLEM, self.seed_sd)
-
-
-def true_pass(design: Design, shift: float, k: int) -> float:
-    """pass@k over all problems and seeds of an arm whose logits are moved by `shift`; macro mean."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(120)
-    chances = special.expit(np.add.outer(np.array(BENCHMARKS) + shift, design.logit_sd * nodes))
-    return float(((1 - (1 - chances) ** k) @ weights).mean() / math.sqrt(2 * math.pi))
-
-
-def shift_for(design: Design, effect: float, k: int = 1) -> float:
-    """The shift of logits that raises the true pass@k by `effect`."""
-    if not effect:
-        return 0.0
-    base = true_pass(design, 0.0, k)
-    found = optimize.root_scalar(lambda s: true_pass(design, s, k) - base - effect, bracket=(-8, 8), method="brentq")
-    return float(found.root)
-
-
-def draw_counts(design: Design, shifts: Sequence[float], studies: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """A benchmark an entry: correct answers, int [arms, studies, seeds, problems]; all arms on the same problems."""
-    arms, shape = len(shifts), (studies, design.seeds, design.problems)
-    by_seed = design.seed_sd * rng.standard_normal((arms, studies, design.seeds, 1))
-    counts = []
-    for level in BENCHMARKS:
-        difficulty = level + DIFFICULTY * rng.standard_normal((studies, 1, design.problems))
-        own = design.arm_by_problem * rng.standard_normal((arms, studies, 1, design.problems))
-        rest = SEED_BY_PROBLEM * rng.standard_normal((arms, *shape))
-        logits = difficulty + own + by_seed + rest + np.reshape(shifts, (arms, 1, 1, 1))
-        counts.append(rng.binomial(SAMPLES, special.expit(logits)))
-    return counts
-
-
-def differences(counts: list[np.ndarray], k: int, arm: int = 1) -> list[np.ndarray]:
-    """[studies, seeds, problems] of pass@k, arm minus arm 0."""
-    table = np.array([pass_at_k(c, SAMPLES, k) for c in range(SAMPLES + 1)])
-    return [table[part[arm]] - table[part[0]] for part in counts]
-
-
-def many_studies(
-    design: Design,
-    shifts: Sequence[float],
-    studies: int,
-    rng: np.random.Generator,
-    look: Callable[[list[np.ndarray]], dict[str, np.ndarray]],
-) -> dict[str, np.ndarray]:
-    """What `look` says of each study ([studies] an entry), drawn in portions that fit memory."""
-    portion = max(1, CELLS_AT_ONCE // (len(shifts) * design.seeds * design.problems * len(BENCHMARKS)))
-    sizes = [min(portion, studies - start) for start in range(0, studies, portion)]
-    parts = [look(draw_counts(design, shifts, size, rng)) for size in sizes]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def share(hits: np.ndarray) -> list[float]:
-    """[share, its Monte-Carlo standard error]."""
-    return [round(float(hits.mean()), 5), round(float(hits.std(ddof=1) / math.sqrt(len(hits))), 5)]
 
 
 def satterthwaite(mean: TwoWayMean) -> np.ndarray:
@@ -212,6 +142,28 @@ def family(design: Design, arms: int, studies: int, seed: int) -> dict[str, Any]
     }
 
 
+def family_at_margin(design: Design, arms: int, studies: int, seed: int, margin: float = 0.02) -> dict[str, Any]:
+    """`arms` arms that differ from one base by exactly the margin: how often any is called equivalent."""
+
+    def look(counts: list[np.ndarray]) -> dict[str, np.ndarray]:
+        means = [two_way_mean(differences(counts, 1, arm)) for arm in range(1, arms + 1)]
+        p = np.stack([p_equivalence(mean, margin) for mean in means], axis=1)
+        return {"plain": np.asarray((p < 0.05).any(axis=1)), "holm": np.array([min(holm(row)) < 0.05 for row in p])}
+
+    shifts = (0.0, *(shift_for(design, margin),) * arms)
+    seen = many_studies(design, shifts, studies, generator(seed, "family at margin", repr(design)), look)
+    return {
+        "seeds": design.seeds,
+        "problems": design.problems,
+        "seed_sd_logit": design.seed_sd,
+        "arms": arms,
+        "margin": margin,
+        "studies": studies,
+        "any_unadjusted": share(seen["plain"]),
+        "any_holm": share(seen["holm"]),
+    }
+
+
 def bootstrap(design: Design, effect: float, k: int, studies: int, draws: int, seed: int) -> dict[str, Any]:
     """Coverage of the hierarchical bootstrap, percentiles as they are and corrected, beside the t interval."""
     shift = shift_for(design, effect, k)
@@ -245,9 +197,23 @@ def bootstrap(design: Design, effect: float, k: int, studies: int, draws: int, s
     return row
 
 
+SIZES = ((3, 40), (3, 200), (5, 40), (5, 200), (10, 40), (10, 200), (30, 40))
+"""Seeds, and problems of each benchmark."""
+DESIGNS = [Design(s, p, sd) for s, p in SIZES for sd in (0.0, 0.1, 0.25, 0.6)]
+
+
+def families(studies: int, seed: int) -> dict[str, Any]:
+    """Five arms at once: false differences, and false equivalences."""
+    few = [d for d in DESIGNS if d.seeds < 30 and d.problems == 40 and d.seed_sd in (0.0, 0.25)]
+    calm = [d for d in DESIGNS if d.seeds in (5, 10) and d.seed_sd <= 0.1]
+    return {
+        "holm": [_told(family(d, 5, studies * (3 if d.seeds <= 5 else 1), seed)) for d in few],
+        "holm_at_margin": [_told(family_at_margin(d, 5, studies, seed)) for d in calm],
+    }
+
+
 def simulate(studies: int, seed: int) -> dict[str, Any]:
-    sizes = ((3, 40), (3, 200), (5, 40), (5, 200), (10, 40), (10, 200), (30, 40))
-    designs = [Design(s, p, sd) for s, p in sizes for sd in (0.0, 0.1, 0.25, 0.6)]
+    designs = DESIGNS
     few = [d for d in designs if d.seeds < 30 and d.problems == 40]
 
     def many(design: Design) -> int:
@@ -259,7 +225,6 @@ def simulate(studies: int, seed: int) -> dict[str, Any]:
     pass_8 = [_told(cell(d, e, 8, many(d), seed)) for d in few for e in (0.0, 0.03, 0.09)]
     sharp = [_told(cell(replace(d, arm_by_problem=0.0), 0.0, 1, many(d), seed)) for d in designs if d.problems == 40]
     at_margin = [_told(cell(d, 0.02, 1, many(d), seed)) for d in designs if d.seed_sd <= 0.1]
-    families = [_told(family(d, 5, many(d), seed)) for d in few if d.seed_sd in (0.0, 0.25)]
     of_pass_1 = [d for d in few if d.seed_sd == 0.25 or (d.seeds < 10 and d.seed_sd != 0.1)]
     resampled = [_told(bootstrap(d, 0.0, 1, studies // 2, 400, seed)) for d in of_pass_1]
     few_seeds = [d for d in few if d.seeds < 10 and d.seed_sd == 0.25]
@@ -272,7 +237,7 @@ def simulate(studies: int, seed: int) -> dict[str, Any]:
         "pass@8": pass_8,
         "no_effect_on_any_problem": sharp,
         "effect_at_margin": at_margin,
-        "holm": families,
+        **families(studies, seed),
         "detectable": found,
         "bootstrap": resampled,
     }
@@ -292,8 +257,15 @@ def main() -> None:
         help="of each cell; three times as many with 3 and 5 seeds, half with bootstrap",
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--families-only", action="store_true", help="put what concerns several arms at once into a file that is there"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/statistics_simulation.json"))
     args = parser.parse_args()
+    if args.families_only:
+        whole = json.loads(args.out.read_text()) | families(args.studies, args.seed)
+        args.out.write_text(json_rows(whole) + "\n")
+        return
     start, cpu = time.time(), time.process_time()
     tables = simulate(args.studies, args.seed)
     result = {
@@ -314,7 +286,7 @@ def main() -> None:
         "of one seed, samples and seed x problem included, in fractions of 1",
         **tables,
     }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    args.out.write_text(json_rows(result) + "\n")
 
 
 if __name__ == "__main__":

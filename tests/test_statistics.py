@@ -149,6 +149,33 @@ def test_p_is_below_5_percent_exactly_where_the_interval_excludes_0():
     assert ((low > 0) | (high < 0)).tolist() == (p_two_sided(mean) < 0.05).tolist()
 
 
+def test_equivalence_is_below_5_percent_exactly_where_the_90_percent_interval_is_within_the_margin():
+    means = np.linspace(-4, 4, 401)
+    mean = TwoWayMean(means, np.ones(401), np.full(401, 0.4), 2.0, np.full(401, 80.0))
+    low, high = equivalence_interval(mean)
+    equivalent = (p_equivalence(mean, 3.5) < 0.05).tolist()
+    assert ((low > -3.5) & (high < 3.5)).tolist() == equivalent
+    assert 0 < sum(equivalent) < 401
+    assert (high - low < interval(mean)[1] - interval(mean)[0]).all()
+
+
+def test_the_90_percent_interval_is_student_s_where_only_seeds_count():
+    per_seed = np.array([0.05, 0.01, 0.04, -0.01])
+    ends = stats.ttest_1samp(per_seed, 0.0).confidence_interval(0.90)
+    mean = two_way_mean([np.repeat(per_seed[:, None], 10, axis=1)])
+    assert equivalence_interval(mean) == pytest.approx([ends.low, ends.high], rel=1e-9)
+
+
+def test_false_equivalence_stays_at_five_percent_over_a_family():
+    rng, families = np.random.default_rng(11), []
+    for _ in range(3):  # three arms exactly at the margin, independent
+        values = tables(rng, 5, (40, 40), 0.01, 0.0, 0.1, studies=(2_000,))
+        families.append(p_equivalence(two_way_mean([v + 0.04 for v in values]), 0.04))
+    rows = np.transpose(families)
+    assert np.mean([min(holm(row)) < 0.05 for row in rows]) < 0.065
+    assert np.mean((rows < 0.05).any(axis=1)) > 0.08  # what it would be without the correction
+
+
 def test_the_smallest_detectable_effect_is_found_in_four_of_five_studies():
     per_seed = 0.1 * np.random.default_rng(0).standard_normal((40_000, 3))
     effect = float(smallest_detectable(mixed(1.0, se=0.1 / math.sqrt(3))))

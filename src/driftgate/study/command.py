@@ -1,6 +1,5 @@
 """The `compare` command: folders in, table and sentences out."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import takewhile
@@ -10,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import InputError
+from ..files import json_rows
 from .compare import Comparison, arm_scores, compare_arms
 from .scores import Scores, read_scores
-from .verdict import p_text, points, verdict, with_interval
+from .verdict import interval_90, p_text, points, verdict, with_interval
 
 
 def run_compare(
@@ -30,7 +30,7 @@ def run_compare(
     console.print(comparison_table(comparisons))
     if any(measure.startswith("avg@") for measure in measures):
         console.print("avg@n is the mean over all n samples, and so the same as pass@1.")
-    sentences = {(c.measure, c.arm): verdict(c, c.p_holm, "better") for c in comparisons}
+    sentences = {(c.measure, c.arm): verdict(c, "better") for c in comparisons}
     for (measure, arm), (word, why) in sentences.items():
         console.print(f"{arm} better than {base} in {measure}: {word}. {why}", highlight=False, soft_wrap=True)
     if out is not None:
@@ -86,7 +86,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     title = f"minus {first.against}, in points [95 % interval {covers}]"
     table = Table("measure", "arm", "difference", "p", "Holm", title=title)
     table.add_column("permutation (least)")
-    table.add_column(f"equal within {points(first.margin, '')}: 90 % interval, Holm")
+    table.add_column("90 % interval")
+    table.add_column(f"equal within {points(first.margin, '')}, p (Holm)")
     table.add_column("detectable")
     table.add_column("bootstrap")
     for c in comparisons:
@@ -98,12 +99,13 @@ def _cells(c: Comparison) -> list[str]:
     """One row: what is tested shows "-" where nothing can be."""
     cells = [c.measure, c.arm, with_interval(c), p_text(c.p), p_text(c.p_holm)]
     if c.p_permutation is None or c.detectable is None:
-        return [*cells, "-", "-", "-", "-"]
+        return [*cells, "-", "-", "-", "-", "-"]
     low, high = c.bootstrap_low, c.bootstrap_high
     return [
         *cells,
         f"{p_text(c.p_permutation)} ({p_text(c.least_p_permutation)})",
-        f"[{points(c.low_90 or 0.0)}, {points(c.high_90 or 0.0)}] {p_text(c.p_equivalence_holm)}",
+        interval_90(c),
+        f"{p_text(c.p_equivalence)} ({p_text(c.p_equivalence_holm)})",
         points(c.detectable, ""),
         "-" if low is None or high is None else f"[{points(low)}, {points(high)}]",
     ]
@@ -120,6 +122,6 @@ def _scores(arms: dict[str, Scores], measures: Sequence[str]) -> dict:
 def _write(out: Path, content: dict) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, indent=2) + "\n")
+        out.write_text(json_rows(content) + "\n")
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written to ({error.strerror}); choose another file") from None

@@ -47,9 +47,9 @@ class Comparison:
     p_equivalence: float | None = None
     """Of "the difference is margin or more"; below 0.05 exactly where the 90 % interval lies within the margin."""
     p_equivalence_holm: float | None = None
-    """The same, adjusted as `p_holm` is; below 0.05 shows equivalence."""
+    """The same, adjusted as p_holm is; below 0.05 shows equivalence."""
     low_90: float | None = None
-    """90 % interval, which belongs to the equivalence test at 5 %."""
+    """90 % interval, the one that goes with p_equivalence."""
     high_90: float | None = None
     detectable: float | None = None
     """The true difference that this design finds in 4 of 5 studies."""
@@ -81,16 +81,25 @@ def compare_arms(
 def with_holm(comparisons: Sequence[Comparison], planned: int | None = None) -> list[Comparison]:
     """The same with p_holm and p_equivalence_holm: adjusted for all that are given together, within each measure.
 
+    Tests of difference and tests of equivalence are two families, each adjusted by itself.
     planned: comparisons in each measure, if not all that were planned are given.
     """
-    adjusted = list(comparisons)
-    for measure in {c.measure for c in comparisons}:
-        places = [place for place, c in enumerate(comparisons) if c.measure == measure and c.p is not None]
-        p = holm([comparisons[place].p or 0.0 for place in places], planned)
-        equivalence = holm([comparisons[place].p_equivalence or 0.0 for place in places], planned)
-        for place, one, other in zip(places, p, equivalence):
-            adjusted[place] = replace(comparisons[place], p_holm=one, p_equivalence_holm=other)
-    return adjusted
+    difference = _adjusted([(c.measure, c.p) for c in comparisons], planned)
+    equivalence = _adjusted([(c.measure, c.p_equivalence) for c in comparisons], planned)
+    return [
+        replace(c, p_holm=p, p_equivalence_holm=p_equivalence)
+        for c, p, p_equivalence in zip(comparisons, difference, equivalence)
+    ]
+
+
+def _adjusted(tests: Sequence[tuple[str, float | None]], planned: int | None) -> list[float | None]:
+    """Each (measure, p) adjusted by Holm within its measure; None stays."""
+    families: dict[str, list[float]] = {}
+    for measure, p in tests:
+        if p is not None:
+            families.setdefault(measure, []).append(p)
+    adjusted = {measure: iter(holm(p_values, planned)) for measure, p_values in families.items()}
+    return [None if p is None else next(adjusted[measure]) for measure, p in tests]
 
 
 def arm_scores(scores: Scores, measure: str) -> dict[str, MeanWithInterval]:
@@ -131,8 +140,8 @@ def _compare(arms: Mapping[str, Scores], arm: str, against: str, measure: str, m
         low, high = bootstrap_interval({n: d.mean(axis=0).tolist() for n, d in differences.items()}, bounds=(-1, 1))
         difference = float(per_seed.mean())
         return Comparison(arm, against, measure, difference, low, high, margin, per_seed.tolist())
-    (low, high), (p_permutation, least) = interval(mean), sign_flip_p(per_seed, seed)
-    low_90, high_90 = equivalence_interval(mean)
+    (low, high), (low_90, high_90) = interval(mean), equivalence_interval(mean)
+    p_permutation, least = sign_flip_p(per_seed, seed)
     bootstrap = _bootstrap(arms[arm], arms[against], measure, mean, seed)
     return Comparison(
         arm=arm,

@@ -12,17 +12,18 @@ POWER = 0.8
 LEVEL = 0.05
 
 
-def interval(mean: TwoWayMean) -> tuple[np.ndarray, np.ndarray]:
-    """([...], [...]): the ends of the 95 % interval."""
-    half = quantile(mean, LEVEL / 2) * mean.se
+def interval(mean: TwoWayMean, tail: float = LEVEL / 2) -> tuple[np.ndarray, np.ndarray]:
+    """([...], [...]): the ends of the interval that leaves out `tail` on either side; 95 % unless told otherwise."""
+    half = quantile(mean, tail) * mean.se
     return mean.mean - half, mean.mean + half
 
 
 def equivalence_interval(mean: TwoWayMean) -> tuple[np.ndarray, np.ndarray]:
-    """([...], [...]): the ends of the 90 % interval. It lies inside the margin exactly where `p_equivalence` is below
-    0.05: two one-sided tests at 5 % each leave 5 % on either side."""
-    half = quantile(mean, LEVEL) * mean.se
-    return mean.mean - half, mean.mean + half
+    """([...], [...]): the ends of the 90 % interval; within the margin exactly where `p_equivalence` is below 0.05.
+
+    90 and not 95 %, because each of the two one-sided tests leaves out 5 % on its own side (Schuirmann 1987).
+    """
+    return interval(mean, LEVEL)
 
 
 def p_two_sided(mean: TwoWayMean) -> np.ndarray:

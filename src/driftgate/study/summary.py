@@ -149,7 +149,7 @@ def _judged(
     stated = {"text": claim.text, "arm": claim.arm, "against": against, "measure": claim.measure}
     found = [c for c in comparisons if (c.arm, c.against, c.measure) == (claim.arm, against, claim.measure)]
     if found:
-        judged, why = verdict(found[0], found[0].p_holm, claim.says)
+        judged, why = verdict(found[0], claim.says)
     else:
         failed = sum(row["status"] != "done" for row in rows if row["arm"] in (claim.arm, against))
         judged, why = "undetermined", f"{failed} of the runs of {claim.arm} and {against} failed or are not finished"

@@ -8,22 +8,21 @@ from .statistics import LEVEL
 Verdict = Literal["supported", "refuted", "equivalent", "undetermined"]
 
 
-def verdict(comparison: Comparison, p_holm: float | None, claim: Literal["better", "equal"]) -> tuple[Verdict, str]:
+def verdict(comparison: Comparison, claim: Literal["better", "equal"]) -> tuple[Verdict, str]:
     """Of "the arm is better than its base", or "the arm is equal to it within the margin", and why in a sentence.
 
-    `p_holm` is the p of no difference adjusted for all that is claimed together, usually comparison.p_holm. Equivalence
-    is shown where its p, adjusted likewise, is below 0.05.
-    Better: supported or refuted by the sign where p_holm is below 0.05; else equivalent where that is shown.
-    Equal: supported where equivalence is shown; refuted where p_holm is below 0.05 and the whole interval lies
+    Both p are adjusted by Holm for all comparisons that are made together (`compare.with_holm`).
+    Better: supported or refuted by the sign where p_holm is below 0.05; else equivalent where p_equivalence_holm is.
+    Equal: supported where p_equivalence_holm is below 0.05; refuted where p_holm is and the whole 95 % interval lies
     outside the margin. Else undetermined, and so is anything from a single training seed. Arms that score alike on
     every problem of every seed leave nothing to test; they are equal where the interval over problems is within the
     margin.
     """
     c = comparison
-    if p_holm is None or c.p_equivalence_holm is None:
+    if c.p_holm is None or c.p_equivalence_holm is None:
         same = len(c.per_seed) > 1 and not c.difference and -c.margin < c.low <= c.high < c.margin
         return ("supported" if claim == "equal" else "equivalent", _same(c)) if same else ("undetermined", _open(c))
-    significant, equivalent = p_holm < LEVEL, c.p_equivalence_holm < LEVEL
+    significant, equivalent = c.p_holm < LEVEL, c.p_equivalence_holm < LEVEL
     outside = c.low > c.margin or c.high < -c.margin
     word: Verdict = "undetermined"
     if claim == "better":
@@ -35,7 +34,7 @@ def verdict(comparison: Comparison, p_holm: float | None, claim: Literal["better
         word = "supported"
     elif significant and outside:
         word = "refuted"
-    return word, _reason(c, p_holm, significant, equivalent)
+    return word, _reason(c, significant, equivalent)
 
 
 def points(fraction: float, sign: str = "+") -> str:
@@ -47,10 +46,9 @@ def with_interval(c: Comparison) -> str:
     return f"{points(c.difference)} [{points(c.low)}, {points(c.high)}]"
 
 
-def equivalence_text(c: Comparison) -> str:
-    """The 90 % interval, which is that of the test, and its p."""
-    low, high = points(c.low_90 or 0.0), points(c.high_90 or 0.0)
-    return f"90 % interval [{low}, {high}], equivalence Holm p {p_text(c.p_equivalence_holm)}"
+def interval_90(c: Comparison) -> str:
+    """The interval that goes with the equivalence test; "-" where nothing can be tested."""
+    return "-" if c.low_90 is None or c.high_90 is None else f"[{points(c.low_90)}, {points(c.high_90)}]"
 
 
 def p_text(p: float | None) -> str:
@@ -74,16 +72,19 @@ def _open(c: Comparison) -> str:
     return f"{with_interval(c)} points; seeds and problems show no variation to judge by, so there is no verdict."
 
 
-def _reason(c: Comparison, p_holm: float, significant: bool, equivalent: bool) -> str:
-    seeds, margin = len(c.per_seed), points(c.margin, "")
-    text = f"{with_interval(c)} points over {seeds} seeds, Holm p {p_text(p_holm)}"
-    inside = f"within {margin} points either way ({equivalence_text(c)})"
+def _reason(c: Comparison, significant: bool, equivalent: bool) -> str:
+    margin = points(c.margin, "")
+    text = f"{with_interval(c)} points over {len(c.per_seed)} seeds, Holm p {p_text(c.p_holm)}"
+    tested = f"90 % interval {interval_90(c)}, Holm p of equivalence {p_text(c.p_equivalence_holm)}"
+    inside = f"within {margin} points either way ({tested})"
     if significant:
         return f"{text}: a difference" + (f", and yet one {inside}." if equivalent else ".")
     if equivalent:
         return f"{text}: {inside}."
+    alone = c.p_equivalence is not None and c.p_equivalence < LEVEL
     return (
-        f"{text}: neither a difference nor equality within {margin} points is shown ({equivalence_text(c)}). To be "
-        f"found in four of five such studies, a true difference would have to be about "
+        f"{text}: neither a difference nor equality within {margin} points is shown"
+        + (f", the latter only before Holm's correction ({tested})" if alone else "")
+        + f"; to be found in four of five such studies, a true difference would have to be about "
         f"{points(c.detectable or 0.0, '')} points (before Holm's correction)."
     )
