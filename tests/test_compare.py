@@ -14,7 +14,6 @@ from driftgate.errors import InputError
 from driftgate.evaluate.passk import pass_at_k
 from driftgate.study.command import read_arms, short_names
 from driftgate.study.compare import Comparison, arm_scores, compare_arms, with_holm
-from driftgate.study.counts import arms_of, counts_of
 from driftgate.study.scores import Scores, read_scores, values_of
 from driftgate.study.verdict import points, verdict
 

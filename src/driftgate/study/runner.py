@@ -25,8 +25,9 @@ from ..config import ModelSettings, TrainConfig
 from ..config.exam import ExamSettings
 from ..data.benchmarks import load_benchmark
 from ..errors import InputError, RunError
-from ..evaluate.evaluate import EvalSettings, check_settings, evaluate, load_examinee, responses_of
+from ..evaluate.evaluate import check_settings, evaluate, load_examinee, responses_of
 from ..files import json_rows, replace_file
+from ..report.plots import read_metrics
 from ..stop import Stopped
 from ..train.command import run
 from ..train.folder import check_resumable, config_of, lock
@@ -88,7 +89,7 @@ def run_study(path: Path, out: Path, console: Console, workers: int | None, runs
     with lock(out):
         failed = run_jobs(jobs, console, workers or torch.cuda.device_count() or os.cpu_count() or 1, out)
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        summary = summarise(path.stem, study, configs, runs, command, seconds_spent(out))
+        summary = summary_of(path.stem, study, configs, runs, command, seconds_spent(out))
         replace_file(out / "summary.json", json_rows(summary) + "\n")
         write_report(summary, out)
     for claim in summary["claims"]:
