@@ -2,6 +2,11 @@
 
     python experiments/grading_rule.py --exam "few-shot"=exams/a --exam "solution shown"=exams/b --made-with 8f6a272
 
+In results/grading_rule.json, plain, few_shot and solution_shown are four answers each of SmolLM2-135M-Instruct to 100
+test problems of GSM8K (`driftgate eval smol/SmolLM2-135M-Instruct --chat`, one CPU thread). In few_shot the template
+shows two worked problems whose boxes have units; in solution_shown each problem ends with "Solution: " and its
+reference solution. sandbox_* are the embedded pair on its four benchmarks.
+
 The folders are those of `driftgate eval`; `correct` in their samples.jsonl is the verdict of the version that made
 them. Prints each box whose verdict changed. Writes results/grading_rule.json.
 """
