@@ -127,7 +127,7 @@ def profile(found: Found) -> str:
     for phase, one in found["phases"].items():
         if one["floor_s"]:
             seconds, floor = one["cpu_s"], one["floor_s"]
-            most = [f"{name.removeprefix('aten::')} {own:.2f}" for name, own, _ in found["operations"][phase][:5]]
+            most = [f"{name.removeprefix('aten::')} {own:.2f}" for name, own, _ in found["operations"][phase][:3]]
             rows.append([phase, f"{seconds:.3f}", f"{floor:.3f}", f"{seconds / floor:.1f}", ", ".join(most)])
     rest = found["step_cpu_s"] - sum(one["cpu_s"] for one in found["phases"].values())
     rows += [["files, grading, metrics", f"{rest:.3f}", "", "", ""], ["step", f"{found['step_cpu_s']:.3f}", "", "", ""]]

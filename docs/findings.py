@@ -1,7 +1,9 @@
-"""docs/findings.md: docs/findings.j2 filled in from results/studies."""
+"""docs/findings.md and docs/findings/*.md: their templates filled in from results/studies."""
 
 import csv
 import json
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from driftgate.study.verdict import points
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
+UP = "../.."
+"""From the pages of a study to the project's root."""
 CONTROLS = {
     "sandbox_controls_paper_lsm": "paper, LSM",
     "sandbox_controls_paper_sampled": "paper, sampled token",
@@ -20,13 +24,48 @@ CONTROLS = {
     "sandbox_controls_steep_sampled": "steep, sampled token",
 }
 """Studies of the controls, and the regime and objective of each."""
+SHORT = {
+    "six": "six_variants",
+    "again": "sampled_again",
+    "paper_lsm": "controls_paper_lsm",
+    "paper_sampled": "controls_paper_sampled",
+    "drift": "controls_drift_lsm",
+    "rates": "learning_rate",
+    "tau": "tau",
+    "spans": "spans",
+    "steep_lsm": "controls_steep_lsm",
+    "steep_sampled": "controls_steep_sampled",
+    "reuse": "reuse",
+}
+"""What the templates call a study."""
+
+
+PAGES = ("paper", "drift", "steep", "reuse", "reading")
+"""Pages beside the index, each from the template of its name."""
 
 
 def page() -> str:
+    """The index: one table, five sentences."""
+    return rendered("findings.j2")
+
+
+def pages() -> dict[str, Callable[[], str]]:
+    """File -> what makes it."""
+    return {f"findings/{name}.md": partial(rendered, f"findings/{name}.j2") for name in PAGES}
+
+
+def rendered(template: str) -> str:
     environment = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, keep_trailing_newline=True)
+    return environment.get_template(template).render(found())
+
+
+@cache
+def found() -> dict[str, Any]:
+    """What the templates show."""
     studies = {path.parent.name: Study(path) for path in sorted((RESULTS / "studies").glob("*/summary.json"))}
-    found = {"studies": studies, "regime": regime(), "controls": controls(studies), "over_all": over_all(studies)}
-    return environment.get_template("findings.j2").render(found, fixed_p=least_against_block64(studies))
+    named = {short: studies[f"sandbox_{name}"] for short, name in SHORT.items()}
+    tables = {"regime": regime(), "controls": controls(studies), "over_all": over_all(studies)}
+    return {"studies": studies, **named, **tables, "fixed_p": least_against_block64(studies)}
 
 
 def regime() -> str:
@@ -37,7 +76,7 @@ def regime() -> str:
 
 def over_all(studies: dict[str, "Study"]) -> dict[str, Any]:
     """All comparisons in pass@1 of the page: how many; those that Holm's correction over all of them leaves; how many
-    equivalence tests are below 0.05 as they come."""
+    are shown to be equivalent within their studies."""
     every = [(study, c) for study in studies.values() for c in study.summary["comparisons"] if c["measure"] == "pass@1"]
     found = [(study, c) for study, c in every if c["p"] is not None]  # without are arms that score alike everywhere
     adjusted = holm([c["p"] for _, c in found], len(every))
@@ -46,7 +85,7 @@ def over_all(studies: dict[str, "Study"]) -> dict[str, Any]:
         "count": len(every),
         "left": ", ".join(f"{arm} of `{study}` (p {p:.2g})" for study, arm, p in left) or "none",
         "p": {(study.name, c["arm"]): f"{p:.2g}" for (study, c), p in zip(found, adjusted)},
-        "equivalent": sum(c["p_equivalence"] < 0.05 for _, c in found),
+        "equivalent": sum(c["p_equivalence_holm"] < 0.05 for _, c in found),
     }
 
 
@@ -76,8 +115,9 @@ class Study:
     @property
     def table(self) -> str:
         """A row an arm: scores, and the difference to the arm that it is compared with."""
-        margin = f"equal within {100 * self.summary['comparisons'][0]['margin']:g}, p"
-        heads = ["arm", "pass@1", "pass@8", "pass@1, points against", "Holm p", "smallest detectable", margin]
+        margin = f"equal within {100 * self.summary['comparisons'][0]['margin']:g}, Holm p"
+        tests = ["Holm p", "smallest detectable", "90 % interval", margin]
+        heads = ["arm", "pass@1", "pass@8", "pass@1, points against", *tests]
         return markdown(heads, [self._row(arm) for arm in self.summary["scores"]])
 
     def _row(self, arm: str) -> list[str]:
@@ -90,7 +130,7 @@ class Study:
     def _compared(self, arm: str) -> list[str]:
         """The cells of its comparison in pass@1, if it is compared with another."""
         found = self._comparison(arm)
-        return compared(found) if found else [""] * 4
+        return compared(found) if found else [""] * 5
 
     def _comparison(self, arm: str) -> Any:
         """Of an arm in pass@1; None where it is not compared."""
@@ -99,8 +139,8 @@ class Study:
     @property
     def verdicts(self) -> str:
         """A line a claim."""
-        rows = [[c["text"], c["measure"], f"**{c['verdict']}**", c["why"]] for c in self.summary["claims"]]
-        return markdown(["claim", "measure", "verdict", "why"], rows)
+        rows = [f"- **{c['verdict']}**: {c['text']} ({c['measure']}). {c['why']}" for c in self.summary["claims"]]
+        return "\n".join(rows)
 
     @property
     def gates(self) -> str:
@@ -130,7 +170,7 @@ class Study:
 
     def _sweep_row(self, arm: str) -> list[str]:
         weights = [self.low(arm), f"{self.share(arm)} %"] if self._last("gates", arm) else ["", ""]
-        difference, _, seen, _ = self._compared(arm)
+        difference, _, seen, *_ = self._compared(arm)
         what = self.summary["arms"][arm]["what"]
         return [arm, what, self.drift(arm), *weights, self._scores(arm)[0], difference, seen]
 
@@ -151,7 +191,7 @@ class Study:
 
     def plot(self, name: str, alt: str) -> str:
         """One of the report's pictures."""
-        return f"![{alt}](../results/studies/{self.name}/plots/{name}.png)"
+        return f"![{alt}]({UP}/results/studies/{self.name}/plots/{name}.png)"
 
     def share(self, arm: str) -> str:
         """The effective share of the tokens in the last pass, percent."""
@@ -171,8 +211,8 @@ class Study:
         return (
             f"`{s['command']}`, {len(s['seeds'])} seeds, {len(s['runs'])} runs, "
             f"{s['cpu_seconds'] / 3600:.1f} CPU-hours of training; {versions}. "
-            f"[The report](../results/studies/{self.name}/report.md), "
-            f"[the data](../results/studies/{self.name}/summary.json)."
+            f"[The report]({UP}/results/studies/{self.name}/report.md), "
+            f"[the data]({UP}/results/studies/{self.name}/summary.json)."
         )
 
     def points(self, arm: str) -> str:
@@ -185,12 +225,13 @@ class Study:
         if c["p"] is None:  # nothing differs
             return "the same answers"
         text = f"**{self.points(arm)}**" if c["p_holm"] < 0.05 else self.points(arm)
-        return text + " ≈" * (c["p_equivalence"] < 0.05)
+        return text + " ≈" * (c["p_equivalence_holm"] < 0.05)
 
     def against_block64(self, arm: str) -> str:
         """An arm's difference in pass@1 to Block64."""
-        found = self.beside("against_block64", arm, "pass@1")["p_equivalence"]
-        return f"{self.difference_to_block64(arm)}, equivalence p {found:.2g}"
+        found = self.beside("against_block64", arm, "pass@1")
+        text = f"90 % {interval_90(found)}, equivalence Holm p {found['p_equivalence_holm']:.2g}"
+        return f"{self.difference_to_block64(arm)} ({text})"
 
     def difference_to_block64(self, arm: str) -> str:
         """The same without the test."""
@@ -208,6 +249,16 @@ class Study:
         """A comparison by `driftgate compare` on a study's runs, which lies beside its summary."""
         found = json.loads((RESULTS / "studies" / self.name / f"{file}.json").read_text())["comparisons"]
         return next(c for c in found if (c["arm"], c["measure"]) == (arm, measure))
+
+    def of_90(self, arm: str) -> str:
+        """The 90 % interval of an arm's difference in pass@1."""
+        return interval_90(self._comparison(arm))
+
+    @property
+    def equal(self) -> str:
+        """Arms that are shown to be equivalent to their base in pass@1."""
+        rows = [c for c in self.summary["comparisons"] if c["measure"] == "pass@1" and c["p_equivalence_holm"]]
+        return ", ".join(c["arm"] for c in rows if c["p_equivalence_holm"] < 0.05) or "none"
 
     def verdict(self, arm: str) -> str:
         """Of the claim on an arm's pass@1."""
@@ -260,8 +311,13 @@ def interval(found: dict[str, Any], middle: str, sign: str = "") -> str:
     return f"{points(found[middle], sign)} [{points(found['low'], sign)}, {points(found['high'], sign)}]"
 
 
+def interval_90(c: dict[str, Any]) -> str:
+    """The interval of the equivalence test, in points; empty where nothing can be tested."""
+    return f"[{points(c['low_90'])}, {points(c['high_90'])}]" if c["low_90"] is not None else ""
+
+
 def compared(c: dict[str, Any]) -> list[str]:
     """Cells of a comparison."""
-    tests = [f"{value:.2g}" if value is not None else "" for value in (c["p_holm"], c["p_equivalence"])]
+    tests = [f"{value:.2g}" if value is not None else "" for value in (c["p_holm"], c["p_equivalence_holm"])]
     seen = points(c["detectable"], "") if c["detectable"] is not None else ""
-    return [f"{interval(c, 'difference', '+')} ({c['against']})", tests[0], seen, tests[1]]
+    return [f"{interval(c, 'difference', '+')} ({c['against']})", tests[0], seen, interval_90(c), tests[1]]

@@ -202,6 +202,7 @@ PAGES = {
     "functions.md": functions,
     "benchmarks.md": benchmarks.page,
     "findings.md": findings.page,
+    **findings.pages(),
 }
 
 

@@ -111,3 +111,31 @@ def test_an_objective_is_added_by_one_file_and_one_recipe(tmp_path, settings):
         assert done.returncode == 0, done.stdout + done.stderr
     updates = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any(line.get("gate_min", 1.0) < 1.0 for line in updates)
+
+
+PAGES = [*DOCS.rglob("*.md"), *(DOCS.parent / "results").rglob("*.md"), DOCS.parent / "README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent)))
+def test_no_line_of_a_table_is_too_wide_to_read(page):
+    wide = [line for line in page.read_text().splitlines() if line.startswith("|") and len(line) > 160]
+    assert not wide, wide[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent)))
+def test_a_page_links_to_what_is_there(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file), target
+
+
+def anchors(page):
+    """Of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).lower() for title in titles]
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in plain}
