@@ -9,8 +9,9 @@ from conftest import collected, learn
 from driftgate.data.experience import Experience
 from driftgate.errors import InputError
 from driftgate.method.scores import Needs, Scored, TokenScores
+from driftgate.models.policy import Policy
 from driftgate.recipe import check_config
-from driftgate.train.build import build_run
+from driftgate.train.build import build_run, enable_checkpointing
 from driftgate.train.loop import train
 from driftgate.train.portions import Batch, schedule
 from driftgate.train.scoring import check_scorers
@@ -93,6 +94,14 @@ def test_a_scorer_that_cannot_what_the_loss_needs_is_refused_before_compute(sett
 
     with pytest.raises(InputError, match=r"teacher: cannot score top.*choose another objective"):
         check_scorers(config, {**made.scorers, "teacher": Sampled()})
+
+
+def test_a_model_without_gradient_checkpointing_is_refused_by_the_settings_name():
+    class Plain(torch.nn.Module):
+        supports_gradient_checkpointing = False
+
+    with pytest.raises(InputError, match=r"student.gradient_checkpointing = true: Plain does not support it; set it"):
+        enable_checkpointing(Policy(Plain()))
 
 
 def test_needs_add_up_and_say_what_is_lacking():

@@ -15,7 +15,10 @@ from .errors import InputError, RunError
 from .stop import Stopped
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Gated on-policy distillation."
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A laboratory and a trainer for on-policy distillation.",
 )
 console = Console()
 if not console.is_terminal:

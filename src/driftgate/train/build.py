@@ -1,6 +1,7 @@
 """Everything that a run needs, loaded and checked before any compute is spent; restored where there is a checkpoint."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,8 +84,19 @@ def load_policies(
         target.requires_grad_(False)
     check_supports(config, vocabulary)
     if config.student.gradient_checkpointing:
-        policy.model.gradient_checkpointing_enable()  # type: ignore[operator]
+        enable_checkpointing(policy)
     return policy, targets
+
+
+def enable_checkpointing(policy: Policy) -> None:
+    """Recompute the layers' activations in the backward pass. Raises InputError for a model that cannot."""
+    model: Any = policy.model
+    if not model.supports_gradient_checkpointing:
+        raise InputError(
+            f"student.gradient_checkpointing = true: {type(model).__name__} does not support it; set it to false and lower "
+            f"microbatch_tokens if memory is short"
+        )
+    model.gradient_checkpointing_enable()
 
 
 def scorers_of(config: TrainConfig, policy: Policy, targets: dict[str, Policy]) -> dict[str, LocalScorer]:
