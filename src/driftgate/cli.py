@@ -14,6 +14,7 @@ from rich.console import Console
 from .errors import InputError, RunError
 from .stop import Stopped
 
+HELP = "A laboratory and a trainer for on-policy distillation."
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,

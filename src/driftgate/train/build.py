@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ..config import TrainConfig
 from ..data.experience import Experience
 from ..data.prompts import encode_prompts, load_problems
+from ..errors import InputError
 from ..models import load
 from ..models.policy import Policy, check_head
 from ..rollout.hf import HFEngine
@@ -93,8 +94,8 @@ def enable_checkpointing(policy: Policy) -> None:
     model: Any = policy.model
     if not model.supports_gradient_checkpointing:
         raise InputError(
-            f"student.gradient_checkpointing = true: {type(model).__name__} does not support it; set it to false and lower "
-            f"microbatch_tokens if memory is short"
+            f"student.gradient_checkpointing = true: {type(model).__name__} does not support it; set it to false, "
+            f"and lower microbatch_tokens if memory is short"
         )
     model.gradient_checkpointing_enable()
 
