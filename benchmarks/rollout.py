@@ -32,7 +32,7 @@ from driftgate import keyed
 from driftgate.config import ModelSettings, PromptSettings
 from driftgate.data.benchmarks import load_benchmark
 from driftgate.data.prompts import Problem, encode_prompts, load_problems
-from driftgate.evaluate.batch import MOST as EXAM_ROWS
+from driftgate.evaluate.batch import EXAM_ROWS_LIMIT as EXAM_ROWS
 from driftgate.models import load
 from driftgate.models.policy import Policy
 from driftgate.recipe import load_recipe

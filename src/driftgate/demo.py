@@ -145,20 +145,20 @@ def write_summary(
     path.write_text(json.dumps(summary, indent=2) + "\n")
 
 
-def _train(recipe: str, overrides: list[str], out: Path, tell: Callable[[int], None]) -> None:
+def _train(recipe: str, overrides: list[str], out: Path, advance: Callable[[int], None]) -> None:
     """In a worker process."""
-    run(load_recipe(recipe, overrides), out, Console(quiet=True), tell)
+    run(load_recipe(recipe, overrides), out, Console(quiet=True), advance)
 
 
-def _examine(model: str, exam: ExamSettings, out: Path, tell: Callable[[int], None]) -> None:
+def _examine(model: str, exam: ExamSettings, out: Path, advance: Callable[[int], None]) -> None:
     """In a worker process. What is there of this examination is taken up, another one (of an earlier checkpoint, or
     with other settings) replaced."""
     examinee = load_examinee(model, "cpu")
     try:
-        evaluate(examinee, exam, out, tell)
+        evaluate(examinee, exam, out, advance)
     except OtherEvaluationError:
         shutil.rmtree(out)
-        evaluate(examinee, exam, out, tell)
+        evaluate(examinee, exam, out, advance)
 
 
 def _example(out: Path, names: list[str]) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..config import ModelSettings, StudentSettings
-from ..evaluate.batch import MOST as EXAM_ROWS_LIMIT
-from ..evaluate.batch import SHARE as EXAM_CACHE_SHARE
+from ..evaluate.batch import EXAM_CACHE_SHARE, EXAM_ROWS_LIMIT
 from ..method.head import CHUNK
 from ..rollout.cache import GROWTH
 from .gpus import Gpu

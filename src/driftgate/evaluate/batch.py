@@ -9,19 +9,19 @@ import torch
 from ..models.load import DTYPES
 from ..models.policy import Policy
 
-MOST = 256
+EXAM_ROWS_LIMIT = 256
 """Beyond this a larger batch gains nothing."""
-SHARE = 0.5
+EXAM_CACHE_SHARE = 0.5
 """Of the free memory, for keys and values; the rest is for the cache's growth, logits and activations."""
 
 
 def fitting_batch(policy: Policy, positions: int, free: int | None = None) -> int:
-    """Responses of `positions` tokens each, prompt included, whose keys and values fill SHARE of the free memory.
+    """Responses of `positions` tokens each, prompt included, whose keys and values fill EXAM_CACHE_SHARE of the free memory.
 
-    At least 1, at most MOST. free: bytes, by default what is free now where the policy is.
+    At least 1, at most EXAM_ROWS_LIMIT. free: bytes, by default what is free now where the policy is.
     """
-    room = SHARE * (free_bytes(policy.device) if free is None else free)
-    return max(1, min(MOST, int(room // (positions * bytes_per_token(policy)))))
+    room = EXAM_CACHE_SHARE * (free_bytes(policy.device) if free is None else free)
+    return max(1, min(EXAM_ROWS_LIMIT, int(room // (positions * bytes_per_token(policy)))))
 
 
 def bytes_per_token(policy: Policy) -> int:

@@ -78,12 +78,12 @@ def evaluate(
     pins = {name: {"problems": len(whole), "sha256": content_sha256(whole)} for name, whole in content.items()}
     folder = Folder(out, {} if out is None else _asked(examinee, settings, pins))
     wanted = [(name, p.id, n) for name, part in problems.items() for p in part for n in range(settings.samples)]
-    tell = advance or (lambda n: None)
-    tell(len(folder.rows))
+    advance = advance or (lambda n: None)
+    advance(len(folder.rows))
     if (done := folder.result()) is not None and folder.rows.keys() >= set(wanted):
         return done
     for name in problems:
-        _complete(folder, examinee, name, prompts[name], settings, tell)
+        _complete(folder, examinee, name, prompts[name], settings, advance)
     rows = [folder.rows[key] for key in wanted]
     summary = {
         "settings": settings.model_dump(),
@@ -131,7 +131,7 @@ def _complete(
     name: str,
     prompts: Sequence[Prompt],
     settings: ExamSettings,
-    tell: Callable[[int], None],
+    advance: Callable[[int], None],
 ) -> None:
     """Sample and grade what the folder lacks of one benchmark, in parts of one decoding batch each."""
     longest = max(len(p.ids) for p in prompts)
@@ -147,7 +147,7 @@ def _complete(
     with Grader() as grader:
         for part in parts:
             requests = [Request(p.ids, tuple(_address(settings, name, p, n) for n in left)) for p, left in part]
-            rows = _rows(examinee, name, part, engine.generate(requests, sampling, tell))
+            rows = _rows(examinee, name, part, engine.generate(requests, sampling, advance))
             folder.add(_graded(list(rows), grader))
 
 
