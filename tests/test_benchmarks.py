@@ -15,7 +15,7 @@ from driftgate.data import benchmarks
 from driftgate.data.benchmarks import PUBLISHED, benchmark_name, content_sha256, load_benchmark
 from driftgate.data.prompts import Problem
 from driftgate.errors import InputError
-from driftgate.evaluate.evaluate import EvalSettings, check_settings
+from driftgate.evaluate.command import exam_of_flags
 from driftgate.verify.grading import canonical_integer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -143,4 +143,4 @@ def test_an_unknown_name_is_told_the_known_ones(name, hint):
 def test_a_benchmark_from_two_places_is_named_twice(seven, tmp_path):
     files = [f"gsm8k={write(tmp_path / name, SUMS)}" for name in ("a.jsonl", "b.jsonl")]
     with pytest.raises(InputError, match="twice"):
-        check_settings(EvalSettings(tuple(files)))
+        exam_of_flags(benchmarks=tuple(files))

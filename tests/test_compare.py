@@ -14,7 +14,8 @@ from driftgate.errors import InputError
 from driftgate.evaluate.passk import pass_at_k
 from driftgate.study.command import read_arms, short_names
 from driftgate.study.compare import Comparison, arm_scores, compare_arms, with_holm
-from driftgate.study.scores import Scores, read_scores, values_of
+from driftgate.study.counts import counts_of, tables_of
+from driftgate.study.scores import ScoreTable, read_scores, values_of
 from driftgate.study.verdict import points, verdict
 
 
@@ -39,7 +40,7 @@ def answers(rng, level, seeds=3, problems=20, samples=8, benchmarks=("a", "b")):
 
 def scores(correct, name="arm"):
     ids = {b: tuple(f"p{i:03}" for i in range(part.shape[1])) for b, part in correct.items()}
-    return Scores(name, ids, correct)
+    return ScoreTable(name, ids, correct)
 
 
 @pytest.fixture
@@ -100,6 +101,18 @@ def test_a_clear_difference_is_found_and_none_is_not(arms):
     )
     assert verdict(gate, "better")[0] == "supported"
     assert verdict(same, "better")[0] in ("undetermined", "equivalent")
+
+
+def test_counts_of_right_answers_give_everything_again_but_the_bootstrap(arms):
+    counts = {arm: counts_of(table) for arm, table in arms.items()}
+    summary = json.loads(json.dumps({"samples": 8, "problem_ids": arms["none"].problems, "counts": counts}))
+    assert np.shape(summary["counts"]["gate"]["a"]) == (3, 20)
+    by_hand = sum(arms["gate"].correct["b"][2, 7].tolist())
+    assert summary["counts"]["gate"]["b"][2][7] == by_hand
+    for found, known in zip(compare_arms(tables_of(summary), "none"), compare_arms(arms, "none")):
+        for name, value in asdict(known).items():
+            assert name.startswith("bootstrap") or getattr(found, name) == value
+        assert known.bootstrap_low is None or found.bootstrap_low == pytest.approx(known.bootstrap_low, abs=0.05)
 
 
 def test_swapping_arm_and_base_turns_the_sign(arms):

@@ -6,11 +6,11 @@ from rich.console import Console
 
 from driftgate import demo
 from driftgate.data.tasks import BENCHMARKS
-from driftgate.evaluate.evaluate import EvalSettings
+from driftgate.evaluate.exam import ExamSettings
 
 
 def test_the_demo_trains_twice_examines_four_models_and_writes_a_report(tmp_path):
-    exam = EvalSettings(BENCHMARKS, limit=2)
+    exam = ExamSettings(benchmarks=BENCHMARKS, limit=2)
     console = Console(record=True, width=180, quiet=False)
     demo.run_demo(tmp_path, console, steps=1, seed=0, exam=exam)
     told = console.export_text()

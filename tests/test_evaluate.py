@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,8 @@ from driftgate.data.prompts import Problem, Prompt, encode_prompts
 from driftgate.errors import InputError
 from driftgate.evaluate.batch import bytes_per_token, fitting_batch, free_bytes
 from driftgate.evaluate.divergence import divergence_by_prompt
-from driftgate.evaluate.evaluate import EvalSettings, evaluate, load_examinee, plan
+from driftgate.evaluate.evaluate import evaluate, load_examinee, plan
+from driftgate.evaluate.exam import ExamSettings
 from driftgate.models.identity import fingerprint
 from driftgate.models.load import load_model
 from driftgate.models.policy import Policy
@@ -59,19 +59,21 @@ def test_eval_writes_every_sample_and_a_table(pair, benchmark_file, tmp_path, mo
 def test_a_right_answer_counts(pair, benchmark_file, monkeypatch):
     examinee = load_examinee(pair[0])
     monkeypatch.setattr(examinee.tokenizer, "decode", lambda *_, **__: r"\boxed{3}")
-    result = evaluate(examinee, EvalSettings((benchmark_file,), samples=2, max_new_tokens=5))
+    result = evaluate(examinee, ExamSettings(benchmarks=(benchmark_file,), samples=2, max_new_tokens=5))
     assert result["pass"][benchmark_file]["pass@1"]["mean"] == pytest.approx(1 / 5)
 
 
 def test_two_evaluations_with_one_seed_are_the_same(pair, benchmark_file):
-    settings = EvalSettings((benchmark_file,), samples=3, max_new_tokens=15)
+    settings = ExamSettings(benchmarks=(benchmark_file,), samples=3, max_new_tokens=15)
     one, other = (evaluate(load_examinee(pair[0]), settings) for _ in range(2))
     assert one == other
 
 
 def test_every_draw_is_addressed_by_seed_benchmark_problem_and_sample(pair, benchmark_file, tmp_path):
     examinee = load_examinee(pair[0])
-    evaluate(examinee, EvalSettings((benchmark_file,), samples=2, max_new_tokens=15, seed=7, batch=3), tmp_path)
+    evaluate(
+        examinee, ExamSettings(benchmarks=(benchmark_file,), samples=2, max_new_tokens=15, seed=7, batch=3), tmp_path
+    )
     prompt = tuple(examinee.tokenizer("2+1=")["input_ids"])
     request = Request(prompt, ((7, "eval", "sums", "s2", 1),))
     [[response]] = HFEngine(examinee.policy).generate([request], Sampling(15, 1.0, 0.9, examinee.stop_ids()))
@@ -101,7 +103,7 @@ def stopping(monkeypatch, after):
 
 @pytest.mark.parametrize("cut", [1, 3])
 def test_an_interrupted_evaluation_goes_on_as_if_it_had_not_been(pair, benchmark_file, tmp_path, monkeypatch, cut):
-    settings = EvalSettings((benchmark_file, "lock16"), samples=3, max_new_tokens=15, batch=6, limit=4)
+    settings = ExamSettings(benchmarks=(benchmark_file, "lock16"), samples=3, max_new_tokens=15, batch=6, limit=4)
     examinee = load_examinee(pair[0])
     whole = evaluate(examinee, settings, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -121,23 +123,23 @@ def test_an_interrupted_evaluation_goes_on_as_if_it_had_not_been(pair, benchmark
 
 
 def test_a_finished_evaluation_is_read(pair, benchmark_file, tmp_path, monkeypatch):
-    settings = EvalSettings((benchmark_file,), samples=2, max_new_tokens=5)
+    settings = ExamSettings(benchmarks=(benchmark_file,), samples=2, max_new_tokens=5)
     first = evaluate(load_examinee(pair[0]), settings, tmp_path)
     before = (tmp_path / "result.json").stat().st_mtime_ns
     stopping(monkeypatch, 0)
-    assert evaluate(load_examinee(pair[0]), replace(settings, batch=1), tmp_path) == first
+    assert evaluate(load_examinee(pair[0]), settings.model_copy(update={"batch": 1}), tmp_path) == first
     assert (tmp_path / "result.json").stat().st_mtime_ns == before
     (tmp_path / "result.json").unlink()
     assert evaluate(load_examinee(pair[0]), settings, tmp_path) == first
 
 
 def test_a_folder_of_another_evaluation_is_refused_by_what_differs(pair, benchmark_file, tmp_path):
-    settings = EvalSettings((benchmark_file,), samples=2, max_new_tokens=5)
+    settings = ExamSettings(benchmarks=(benchmark_file,), samples=2, max_new_tokens=5)
     examinee = load_examinee(pair[0])
     evaluate(examinee, settings, tmp_path / "out")
     before = (tmp_path / "out" / "samples.jsonl").read_bytes()
     with pytest.raises(InputError, match=r"settings.temperature = 1.0, asked for is 0.5\. Ask for the same"):
-        evaluate(examinee, replace(settings, temperature=0.5), tmp_path / "out")
+        evaluate(examinee, settings.model_copy(update={"temperature": 0.5}), tmp_path / "out")
     with pytest.raises(InputError, match=r"with model = "):
         evaluate(load_examinee(pair[1]), settings, tmp_path / "out")
     rows = [json.loads(line) | {"answer": "0"} for line in Path(benchmark_file).read_text().splitlines()]
@@ -164,7 +166,7 @@ def test_the_batch_changes_no_sample(pair, benchmark_file, tmp_path):
     examinee = load_examinee(pair[0])
     found = []
     for batch in (2, 7, 256):
-        settings = EvalSettings((benchmark_file,), samples=5, max_new_tokens=15, batch=batch)
+        settings = ExamSettings(benchmarks=(benchmark_file,), samples=5, max_new_tokens=15, batch=batch)
         evaluate(examinee, settings, tmp_path / str(batch))
         found.append((tmp_path / str(batch) / "samples.jsonl").read_text())
     assert found[0] == found[1] == found[2]
@@ -206,13 +208,29 @@ def test_a_model_is_known_by_its_weights_and_tokenizer(pair):
     assert ours != fingerprint(examinee.policy, examinee.tokenizer)
 
 
-def test_eval_of_a_run_folder_shows_prompts_as_trained(tmp_path):
-    from driftgate.evaluate.command import _as_trained
+def test_eval_of_a_run_folder_shows_prompts_as_trained(tmp_path, monkeypatch):
+    from driftgate.evaluate import command
 
+    asked = []
+    monkeypatch.setattr(command, "check_benchmarks", asked.append)
+    monkeypatch.setattr(command, "load_examinee", lambda *_: (_ for _ in ()).throw(InputError("enough")))
     (tmp_path / "config.yaml").write_text("prompts: {path: x, template: 'Q {problem}', chat: true}\n")
-    settings = _as_trained(str(tmp_path), EvalSettings(("lock16",)))
-    assert (settings.template, settings.chat) == ("Q {problem}", True)
-    assert _as_trained(str(tmp_path), EvalSettings(("lock16",), chat=False)).chat is False
+    for chat in (None, False):
+        exam = ExamSettings(benchmarks=("lock16",), chat=chat)
+        with pytest.raises(InputError, match="enough"):
+            command.run_eval(str(tmp_path), exam, tmp_path, Console(quiet=True), "cpu")
+    assert [(exam.template, exam.chat) for exam in asked] == [("Q {problem}", True), ("Q {problem}", False)]
+
+
+def test_what_an_examination_leaves_open_is_as_the_model_was_trained():
+    trained = {"template": "Q {problem}", "chat": True, "system": "Think."}
+    exam = ExamSettings(benchmarks=("lock16",))
+    shown = exam.as_trained(trained, (7,))
+    assert (shown.template, shown.chat, shown.system, shown.stop_ids) == ("Q {problem}", True, "Think.", (7,))
+    plain = exam.as_trained({}, None)
+    assert (plain.template, plain.chat, plain.system, plain.stop_ids) == ("{problem}", False, None, None)
+    own = exam.model_copy(update={"template": "{problem}!", "chat": False, "stop_ids": (3,)}).as_trained(trained, (7,))
+    assert (own.template, own.chat, own.system, own.stop_ids) == ("{problem}!", False, None, (3,))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +253,9 @@ def test_eval_of_a_run_folder_holds_its_weights_as_trained_unless_told(tmp_path,
     monkeypatch.setattr(command, "load_examinee", load)
     (tmp_path / "config.yaml").write_text("student: {path: x, dtype: bfloat16, compute: bfloat16}\n")
     with pytest.raises(InputError, match="enough"):
-        command.run_eval(str(tmp_path), EvalSettings(("lock16",)), tmp_path, Console(quiet=True), "cpu", *asked)
+        command.run_eval(
+            str(tmp_path), ExamSettings(benchmarks=("lock16",)), tmp_path, Console(quiet=True), "cpu", *asked
+        )
     assert found == [held]
 
 

@@ -4,20 +4,25 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
 
 from driftgate import cli
 from driftgate.errors import InputError, RunError
+from driftgate.evaluate.exam import ExamSettings
 from driftgate.recipe import check_config
 from driftgate.study import runner
-from driftgate.study.config import Exam, arm_configs, load_study
+from driftgate.study.compare import compare_arms
+from driftgate.study.config import arm_configs, load_study
+from driftgate.study.counts import tables_of
 from driftgate.study.locked import locked
 from driftgate.study.plan import problems_of
-from driftgate.study.runner import check, do_one, is_done, jobs_of, run_study
+from driftgate.study.runner import check, is_done, jobs_of, run_study, train_and_examine
 from driftgate.study.runs import run_folder
 
 QUIET = Console(quiet=True)
@@ -96,6 +101,40 @@ def test_a_study_trains_examines_compares_and_reports(study_file, tmp_path):
     told = console.export_text()
     assert "[6/6]" in told
     assert "gates help" in told
+
+
+def test_a_summary_s_counts_give_its_comparisons_again(study_file, tmp_path, inline):
+    exam = yaml.safe_load(study_file().read_text())["exam"] | {"samples": 3, "max_new_tokens": 15}
+    run_study(study_file(measures=["pass@1", "pass@2"], exam=exam), tmp_path / "out", QUIET, 1)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    counts = np.array([summary["counts"]["gated"][name] for name in summary["problems"]])
+    assert counts.shape == (1, 2, next(iter(summary["problems"].values())))
+    again = compare_arms(tables_of(summary), "none", ["pass@1", "pass@2"])
+    assert len(again) == len(summary["comparisons"]) == 2
+    for row, c in zip(summary["comparisons"], again):
+        numbers = {name: value for name, value in asdict(c).items() if isinstance(value, float)}
+        known = {name: row[name] for name in numbers if not name.startswith("bootstrap")}
+        assert known == pytest.approx({name: numbers[name] for name in known}, rel=1e-5)
+
+
+def test_half_a_run_that_says_it_has_ended_is_refused(study_file, tmp_path, inline):
+    run_study(study_file(), tmp_path / "out", QUIET, 1)
+    metrics = run_folder(tmp_path / "out" / "runs", "gated", 1) / "metrics.jsonl"
+    kept = [line for line in metrics.read_text().splitlines(keepends=True) if json.loads(line)["step"] < 2]
+    metrics.write_text("".join(kept))
+    with pytest.raises(InputError, match=r"seed-1: done.json says 2 steps, metrics.jsonl ends with step 1; copy the"):
+        run_study(study_file(), tmp_path / "out", QUIET, 1)
+
+
+def test_a_run_s_configuration_is_read_once_when_a_folder_is_checked(study_file, tmp_path, inline, monkeypatch):
+    run_study(study_file(), tmp_path / "out", QUIET, 1)
+    read, original = [], yaml.safe_load
+    monkeypatch.setattr(yaml, "safe_load", lambda text: read.append(text) or original(text))
+    study = load_study(study_file())
+    jobs = [job for job in jobs_of(study, arm_configs(study), tmp_path / "out" / "runs") if job.trained]
+    read.clear()
+    check(jobs)
+    assert len(read) == len(jobs) == 4
 
 
 def test_a_finished_study_is_only_read(study_file, tmp_path, inline):
@@ -250,7 +289,7 @@ def end_of_process(job, tell):
 
 
 def test_a_process_that_is_killed_does_not_take_the_report_with_it(study_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "do_one", end_of_process)
+    monkeypatch.setattr(runner, "train_and_examine", end_of_process)
     with pytest.raises(RunError, match=r"gated, seed 0: its process was killed"):
         run_study(study_file(), tmp_path / "out", QUIET, 1)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -285,7 +324,7 @@ def test_what_arms_do_not_share_is_told(study_file, tmp_path):
     configs = arm_configs(study)
     jobs = [job for job in jobs_of(study, configs, tmp_path) if job.trained]
     for job in jobs:
-        assert do_one(job, lambda count: None) is None
+        assert train_and_examine(job, lambda count: None) is None
         assert is_done(job)
     entries = {e["what"]: e for e in locked(study, {arm: [run_folder(tmp_path, arm, 0)] for arm in configs})}
     assert entries["first rollout batch, token by token"]["differs"] == ["gated"]
@@ -302,7 +341,7 @@ def test_prompts_are_the_same_as_far_as_runs_of_different_lengths_go(study_file,
     study = load_study(path)
     configs = arm_configs(study)
     for job in jobs_of(study, configs, tmp_path):
-        assert not job.trained or do_one(job, lambda count: None) is None
+        assert not job.trained or train_and_examine(job, lambda count: None) is None
     entries = {e["what"]: e for e in locked(study, {arm: [run_folder(tmp_path, arm, 0)] for arm in configs})}
     assert entries["prompts shown, in order, in the first 1 steps"]["same"]
 
@@ -327,7 +366,7 @@ def test_a_dry_run_says_what_the_paper_s_table_would_take_and_starts_nothing(mon
 
 
 def test_a_plan_counts_published_problems_without_fetching_them():
-    exam = Exam(benchmarks=("math500", "aime24", "lock16"), limit=40)
+    exam = ExamSettings(benchmarks=("math500", "aime24", "lock16"), limit=40)
     assert problems_of(exam) == 40 + 30 + 40
 
 

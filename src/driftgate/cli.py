@@ -84,14 +84,22 @@ def evaluate(
     device: str = "auto",
 ) -> None:
     """pass@k, avg@n and maj@k of a model, with 95 % intervals over problems; the same command goes on after a stop."""
-    from .evaluate.command import run_eval
-    from .evaluate.evaluate import EvalSettings
+    from .evaluate.command import exam_of_flags, run_eval
 
-    settings = EvalSettings(
-        tuple(benchmark), samples, temperature, top_p, max_new_tokens, limit, seed, batch, template, chat
+    exam = exam_of_flags(
+        benchmarks=tuple(benchmark),
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        limit=limit,
+        seed=seed,
+        batch=batch,
+        template=template,
+        chat=chat,
     )
     with resumable(out):
-        run_eval(model, settings, out, console, device, dtype, compute)
+        run_eval(model, exam, out, console, device, dtype, compute)
 
 
 @app.command()

@@ -19,7 +19,8 @@ from rich.console import Console
 from .config import TrainConfig
 from .data.tasks import BENCHMARKS, benchmark
 from .evaluate.command import results_table
-from .evaluate.evaluate import EvalSettings, evaluate, load_examinee, responses_of
+from .evaluate.evaluate import evaluate, load_examinee, responses_of
+from .evaluate.exam import ExamSettings
 from .evaluate.folder import OtherEvaluationError
 from .evaluate.measures import shown
 from .evaluate.passk import bootstrap_interval
@@ -30,10 +31,10 @@ from .train.run import run
 from .workers import Workers
 
 RECIPES = {"no gate": "sandbox/lsm_none", "Block64 gate": "sandbox/lsm_block64"}
-EXAM = EvalSettings(BENCHMARKS, limit=40)
+EXAM = ExamSettings(benchmarks=BENCHMARKS, limit=40)
 
 
-def run_demo(out: Path, console: Console, steps: int | None, seed: int, exam: EvalSettings = EXAM) -> None:
+def run_demo(out: Path, console: Console, steps: int | None, seed: int, exam: ExamSettings = EXAM) -> None:
     """Train, evaluate, print the table, write report.html. Raises what a run raises."""
     began = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ def write_report(
     passes: dict[str, Any],
     folders: dict[str, Path],
     config: TrainConfig,
-    exam: EvalSettings,
+    exam: ExamSettings,
     difference: str,
     seconds: float,
 ) -> None:
@@ -125,7 +126,7 @@ def write_report(
 
 
 def write_summary(
-    path: Path, passes: dict[str, Any], config: TrainConfig, exam: EvalSettings, difference: str, seconds: float
+    path: Path, passes: dict[str, Any], config: TrainConfig, exam: ExamSettings, difference: str, seconds: float
 ) -> None:
     """The table as JSON, with what it takes to make it again."""
     summary = {
@@ -149,7 +150,7 @@ def _train(recipe: str, overrides: list[str], out: Path, tell: Callable[[int], N
     run(load_recipe(recipe, overrides), out, Console(quiet=True), tell)
 
 
-def _examine(model: str, exam: EvalSettings, out: Path, tell: Callable[[int], None]) -> None:
+def _examine(model: str, exam: ExamSettings, out: Path, tell: Callable[[int], None]) -> None:
     """In a worker process. What is there of this examination is taken up, another one (of an earlier checkpoint, or
     with other settings) replaced."""
     examinee = load_examinee(model, "cpu")

@@ -1,50 +1,61 @@
 """The `eval` command: progress, table, files."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import InputError
 from ..progress import bars
-from .evaluate import EvalSettings, check_settings, evaluate, load_examinee, responses_of
+from .evaluate import check_benchmarks, evaluate, load_examinee, responses_of
+from .exam import ExamSettings
 from .measures import shown
 
 
 def run_eval(
     model: str,
-    settings: EvalSettings,
+    exam: ExamSettings,
     out: Path,
     console: Console,
     device: str,
     dtype: str | None = None,
     compute: str | None = None,
 ) -> None:
-    """Evaluate `model` and print its table; samples.jsonl and result.json go to `out`. Where neither dtype nor compute
-    is given, a run folder's model has those that it was trained with, another float32."""
-    settings = _as_trained(model, settings)
-    check_settings(settings)
+    """Evaluate `model` and print its table; samples.jsonl and result.json go to `out`.
+
+    A run folder's model is shown problems as it was trained to see them, where `exam` leaves that open. Where neither
+    dtype nor compute is given, it has those that it was trained with; another model has float32.
+    """
+    run = _settings_of_run(model)
+    exam = exam.as_trained(run.get("prompts", {}), run.get("rollout", {}).get("stop_ids"))
+    check_benchmarks(exam)
     if dtype is None and compute is None:
-        student = _settings_of_run(model).get("student", {})
+        student = run.get("student", {})
         dtype, compute = student.get("dtype"), student.get("compute")
     examinee = load_examinee(model, device, dtype or "float32", compute)
     with bars(console) as progress:
-        bar = progress.add_task("responses", total=responses_of(settings))
-        result = evaluate(examinee, settings, out, lambda n: progress.advance(bar, n))
+        bar = progress.add_task("responses", total=responses_of(exam))
+        result = evaluate(examinee, exam, out, lambda n: progress.advance(bar, n))
     console.print(results_table({model: result["pass"]}))
     console.print(f"samples and result in {out}", highlight=False)
 
 
-def _as_trained(model: str, settings: EvalSettings) -> EvalSettings:
-    """Where nothing is said, a run folder's model is shown problems as it was trained to see them."""
-    run = _settings_of_run(model)
-    shown, stop_ids = run.get("prompts", {}), run.get("rollout", {}).get("stop_ids")
-    template = settings.template if settings.template is not None else shown.get("template", "{problem}")
-    chat = settings.chat if settings.chat is not None else shown.get("chat", False)
-    system = shown.get("system") if chat else None
-    return replace(settings, template=template, chat=chat, system=system, stop_ids=tuple(stop_ids or ()) or None)
+def exam_of_flags(**flags: Any) -> ExamSettings:
+    """Raises InputError that names the flag."""
+    try:
+        return ExamSettings(**flags)
+    except ValidationError as error:
+        raise InputError("\n".join(map(_flag_line, error.errors()))) from None
+
+
+def _flag_line(problem: Any) -> str:
+    setting = str(problem["loc"][0])
+    flag = "benchmark" if setting == "benchmarks" else setting.replace("_", "-")
+    given = ", ".join(problem["input"]) if setting == "benchmarks" else problem["input"]
+    return f"--{flag} {given}: {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _settings_of_run(model: str) -> dict[str, Any]:

@@ -5,9 +5,8 @@ same random numbers, and an evaluation that was interrupted goes on as if it had
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +22,13 @@ from ..rollout.engine import Request, Sampling
 from ..rollout.hf import HFEngine
 from ..verify.grading import Grader, answer_of, grader_for
 from .batch import fitting_batch
+from .exam import ExamSettings
 from .folder import Folder, Row
 from .measures import measures
 
 LONGEST = 16_384
 Part = list[tuple[Prompt, Sequence[int]]]
 """Prompts with the numbers of the samples wanted of each."""
-
-
-@dataclass(frozen=True)
-class EvalSettings:
-    """How a model is examined; the defaults are those of arXiv 2606.24084."""
-
-    benchmarks: tuple[str, ...]
-    samples: int = 8
-    temperature: float = 1.0
-    top_p: float = 0.9
-    max_new_tokens: int | None = None
-    """None: 16,384, or what the context leaves."""
-    limit: int | None = None
-    """Only the first so many problems of each benchmark."""
-    seed: int = 0
-    batch: int | None = None
-    """Responses decoded at once; None for what fits into memory, at most 256."""
-    template: str | None = None
-    """None: the problem alone, or what a run folder was trained with."""
-    chat: bool | None = None
-    system: str | None = None
-    stop_ids: tuple[int, ...] | None = None
-    """None: the model's own."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +60,7 @@ def load_examinee(path: str, device: str = "auto", dtype: str = "float32", compu
 
 def evaluate(
     examinee: Examinee,
-    settings: EvalSettings,
+    exam: ExamSettings,
     out: Path | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
@@ -92,23 +69,23 @@ def evaluate(
 
     {"settings", "benchmarks": {name: {"problems", "sha256"}}, "problems": {name: number examined},
     "pass": {benchmark or "mean": {"pass@1": {"mean", "low", "high"}, ...}}, "tokens_mean", "truncated"}
-    Raises InputError as `check_settings` does, for prompts without room, and as `Folder` does.
+    Raises InputError as `check_benchmarks` does, for prompts without room, and as `Folder` does.
     """
-    content = {benchmark_name(name): load_benchmark(name) for name in settings.benchmarks}
-    problems = {name: whole[: settings.limit] for name, whole in content.items()}
-    prompts = {name: _encode(examinee, part, settings) for name, part in problems.items()}
+    content = {benchmark_name(name): load_benchmark(name) for name in exam.benchmarks}
+    problems = {name: whole[: exam.limit] for name, whole in content.items()}
+    prompts = {name: _encode(examinee, part, exam) for name, part in problems.items()}
     pins = {name: {"problems": len(whole), "sha256": content_sha256(whole)} for name, whole in content.items()}
-    folder = Folder(out, {} if out is None else _asked(examinee, settings, pins))
-    wanted = [(name, p.id, n) for name, part in problems.items() for p in part for n in range(settings.samples)]
+    folder = Folder(out, {} if out is None else _asked(examinee, exam, pins))
+    wanted = [(name, p.id, n) for name, part in problems.items() for p in part for n in range(exam.samples)]
     tell = advance or (lambda n: None)
     tell(len(folder.rows))
     if (done := folder.result()) is not None and folder.rows.keys() >= set(wanted):
         return done
     for name in problems:
-        _complete(folder, examinee, name, prompts[name], settings, tell)
+        _complete(folder, examinee, name, prompts[name], exam, tell)
     rows = [folder.rows[key] for key in wanted]
     summary = {
-        "settings": asdict(settings),
+        "settings": exam.model_dump(mode="json"),
         "benchmarks": pins,
         "problems": {name: len(part) for name, part in problems.items()},
         "pass": measures(rows),
@@ -120,31 +97,31 @@ def evaluate(
     return result
 
 
-def _asked(examinee: Examinee, settings: EvalSettings, pins: dict[str, Any]) -> dict[str, Any]:
+def _asked(examinee: Examinee, exam: ExamSettings, pins: dict[str, Any]) -> dict[str, Any]:
     """Everything that the samples depend on; not the batch, which decides how long they take."""
-    chosen = {name: value for name, value in asdict(settings).items() if name not in ("benchmarks", "batch")}
+    chosen = exam.model_dump(mode="json", exclude={"benchmarks", "batch"})
     return {
-        "settings": chosen | {"stop_ids": settings.stop_ids or examinee.stop_ids()},
+        "settings": chosen | {"stop_ids": exam.stop_ids or examinee.stop_ids()},
         "benchmarks": pins,
         "model": fingerprint(examinee.policy, examinee.tokenizer),
     }
 
 
-def responses_of(settings: EvalSettings) -> int:
+def responses_of(exam: ExamSettings) -> int:
     """How many responses an evaluation samples, for a progress bar."""
-    return settings.samples * sum(len(load_benchmark(name, settings.limit)) for name in settings.benchmarks)
+    return exam.samples * sum(len(load_benchmark(name, exam.limit)) for name in exam.benchmarks)
 
 
-def _encode(examinee: Examinee, problems: Sequence[Problem], settings: EvalSettings) -> list[Prompt]:
+def _encode(examinee: Examinee, problems: Sequence[Problem], exam: ExamSettings) -> list[Prompt]:
     shown = PromptSettings(
         path="",
-        template=settings.template or "{problem}",
-        chat=bool(settings.chat),
-        system=settings.system,
+        template=exam.template or "{problem}",
+        chat=bool(exam.chat),
+        system=exam.system,
         max_tokens=10**9,
     )
     context = load.context_length(examinee.policy.model)
-    return encode_prompts(problems, examinee.tokenizer, shown, settings.max_new_tokens or 1, context)
+    return encode_prompts(problems, examinee.tokenizer, shown, exam.max_new_tokens or 1, context)
 
 
 def _complete(
@@ -152,23 +129,23 @@ def _complete(
     examinee: Examinee,
     name: str,
     prompts: Sequence[Prompt],
-    settings: EvalSettings,
+    exam: ExamSettings,
     tell: Callable[[int], None],
 ) -> None:
     """Sample and grade what the folder lacks of one benchmark, in parts of one decoding batch each."""
     longest = max(len(p.ids) for p in prompts)
     room = (load.context_length(examinee.policy.model) or 2 * LONGEST) - longest
-    new = settings.max_new_tokens or min(LONGEST, room)
-    stop_ids = settings.stop_ids or examinee.stop_ids()
-    sampling = Sampling(new, settings.temperature, settings.top_p, stop_ids)
-    batch = settings.batch or fitting_batch(examinee.policy, longest + new)
-    parts = [left for part in plan(prompts, settings.samples, batch) if (left := _lacking(folder, name, part))]
+    new = exam.max_new_tokens or min(LONGEST, room)
+    stop_ids = exam.stop_ids or examinee.stop_ids()
+    sampling = Sampling(new, exam.temperature, exam.top_p, stop_ids)
+    batch = exam.batch or fitting_batch(examinee.policy, longest + new)
+    parts = [left for part in plan(prompts, exam.samples, batch) if (left := _lacking(folder, name, part))]
     if not parts:
         return
     engine = HFEngine(examinee.policy, batch)
     with grader_for([p.problem.answer or "" for p in prompts]) as grader:
         for part in parts:
-            requests = [Request(p.ids, tuple(_address(settings, name, p, n) for n in left)) for p, left in part]
+            requests = [Request(p.ids, tuple(_address(exam, name, p, n) for n in left)) for p, left in part]
             rows = _rows(examinee, name, part, engine.generate(requests, sampling, tell))
             folder.add(_graded(list(rows), grader))
 
@@ -197,8 +174,8 @@ def plan(prompts: Sequence[Prompt], samples: int, batch: int) -> list[Part]:
     return parts
 
 
-def _address(settings: EvalSettings, name: str, prompt: Prompt, sample: int) -> tuple[int | str, ...]:
-    return settings.seed, "eval", Path(name).stem, prompt.problem.id, sample
+def _address(exam: ExamSettings, name: str, prompt: Prompt, sample: int) -> tuple[int | str, ...]:
+    return exam.seed, "eval", Path(name).stem, prompt.problem.id, sample
 
 
 def _rows(
@@ -229,24 +206,7 @@ def _graded(rows: Sequence[Row], grader: Grader) -> list[Row]:
     return [row | {"correct": verdict} for row, verdict in zip(rows, verdicts)]
 
 
-def check_settings(settings: EvalSettings) -> None:
+def check_benchmarks(exam: ExamSettings) -> None:
     """Raises InputError before the model is loaded; published benchmarks are fetched for it."""
-    check_values(settings)
-    for name in settings.benchmarks:
-        load_benchmark(name, settings.limit)
-
-
-def check_values(settings: EvalSettings) -> None:
-    """The part of `check_settings` that reads nothing."""
-    for name in ("samples", "batch", "limit", "max_new_tokens"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} {value}: give at least 1")
-    if not 0 < settings.temperature < math.inf:
-        raise InputError(f"--temperature {settings.temperature}: give a number above 0; near 0 is greedy")
-    if not 0 < settings.top_p <= 1:
-        raise InputError(f"--top-p {settings.top_p}: give a number above 0 and at most 1")
-    if not settings.benchmarks:
-        raise InputError("--benchmark: name at least one benchmark or .jsonl file")
-    if len({benchmark_name(name) for name in settings.benchmarks}) < len(settings.benchmarks):
-        raise InputError(f"--benchmark: {', '.join(settings.benchmarks)} names one twice")
+    for name in exam.benchmarks:
+        load_benchmark(name, exam.limit)

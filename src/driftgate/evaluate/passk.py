@@ -13,7 +13,7 @@ _CELLS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MeanInterval:
     """A mean, as a fraction of 1, with the ends of its interval; low <= mean <= high."""
 
     mean: float
@@ -111,7 +111,7 @@ def estimates(
         for group, names in groups.items():
             chosen = {name: by_benchmark[name] for name in names}
             low, high = bootstrap_interval(chosen, draws, seed, level)
-            summary[group][measure] = asdict(Estimate(_macro_mean(chosen), low, high))
+            summary[group][measure] = asdict(MeanInterval(_macro_mean(chosen), low, high))
     return summary
 
 

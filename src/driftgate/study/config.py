@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ..config import TrainConfig
 from ..errors import InputError
-from ..evaluate.evaluate import EvalSettings
+from ..evaluate.exam import ExamSettings
 from ..recipe import check_config, checked, load_values, merge, parse_yaml
 from ..settings import Settings, differing, flat
 from .runs import REFERENCE_FOLDER, REFERENCES
@@ -45,41 +45,6 @@ class Claim(Settings):
     """`better`: the arm scores higher. `equal`: the two differ by less than the margin."""
 
 
-class Exam(Settings):
-    """How every trained model is examined."""
-
-    benchmarks: tuple[str, ...]
-    """Names or .jsonl files, see docs/evaluation.md."""
-    samples: PositiveInt = 8
-    """Answers to each problem."""
-    temperature: float = 1.0
-    """Sampling temperature."""
-    top_p: float = 0.9
-    """Nucleus of the sampler."""
-    max_new_tokens: PositiveInt | None = None
-    """null: 16,384, or what the context leaves."""
-    limit: PositiveInt | None = None
-    """Only the first so many problems of each benchmark."""
-    seed: int = 0
-    """Of the answers' draws; the same for all models."""
-    batch: PositiveInt | None = None
-    """Answers decoded at once; null: as many as memory has room for. In bfloat16 the number changes an answer now and
-    then, by rounding, so fix it where runs share a GPU or take several kinds."""
-    references: bool = True
-    """Examine the untrained student and the teacher too."""
-
-    def settings(self, config: TrainConfig) -> EvalSettings:
-        """For a model trained by `config`, which is shown problems as it was trained to see them."""
-        shown, stop_ids = config.prompts, config.rollout.stop_ids
-        return EvalSettings(
-            **self.model_dump(exclude={"references"}),
-            template=shown.template,
-            chat=shown.chat,
-            system=shown.system,
-            stop_ids=stop_ids,
-        )
-
-
 def _unique(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError("give each seed once, and at least one")
@@ -103,7 +68,9 @@ class Study(Settings):
     """The arm that others are compared with."""
     seeds: Annotated[tuple[int, ...], AfterValidator(_unique)]
     """Training seeds; each arm is trained with each."""
-    exam: Exam
+    exam: ExamSettings
+    references: bool = True
+    """Examine the untrained student and the teacher too."""
     measures: tuple[str, ...] = ("pass@1", "pass@8")
     """What arms are compared in."""
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.02
@@ -139,6 +106,10 @@ class Study(Settings):
         arms = [(f"arms.{name}.against", arm.against) for name, arm in self.arms.items()]
         claims = [("claims.arm", claim.arm) for claim in self.claims]
         return [(where, name) for where, name in [("base", self.base), *arms, *claims] if name is not None]
+
+    def exam_of(self, config: TrainConfig) -> ExamSettings:
+        """Of a model trained by `config`, which is shown problems as it was trained to see them."""
+        return self.exam.as_trained(config.prompts.model_dump(), config.rollout.stop_ids)
 
     def against(self, arm: str) -> str:
         """The arm that `arm` is compared with; itself for one that only others are compared with."""

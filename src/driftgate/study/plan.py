@@ -9,8 +9,8 @@ from ..config import TrainConfig
 from ..data.benchmarks import EMBEDDED_SIZE, PUBLISHED, benchmark_name, load_benchmark
 from ..data.tasks import BENCHMARKS
 from ..estimate.estimate import GB, Estimate, estimate, estimate_table
-from ..evaluate.evaluate import check_values
-from .config import Exam, Study, arm_configs, load_study
+from ..evaluate.exam import ExamSettings
+from .config import Study, arm_configs, load_study
 
 
 def print_plan(path: Path, console: Console, mean_length: float) -> None:
@@ -21,13 +21,11 @@ def print_plan(path: Path, console: Console, mean_length: float) -> None:
     study = load_study(path)
     configs = arm_configs(study)
     estimates = {name: _estimate(study, config, mean_length) for name, config in configs.items()}
-    for config in configs.values():
-        check_values(study.exam.settings(config))
     runs = len(study.arms) * len(study.seeds)
     console.print(f"{path}: {len(study.arms)} arms x {len(study.seeds)} seeds = {runs} runs", highlight=False)
     console.print(estimate_table(estimates, len(study.seeds)))
     console.print(f"- {disk_text(configs, estimates, len(study.seeds))}", highlight=False)
-    if study.exam.references:
+    if study.references:
         console.print("- not counted: examining the untrained student and the teacher once", highlight=False)
 
 
@@ -46,7 +44,7 @@ def _estimate(study: Study, config: TrainConfig, mean_length: float) -> Estimate
     return estimate(config, problems_of(exam), exam.samples, exam.max_new_tokens, mean_length, exam_batch=exam.batch)
 
 
-def problems_of(exam: Exam) -> int:
+def problems_of(exam: ExamSettings) -> int:
     """Problems of an examination; of published benchmarks by their pins, so that nothing is fetched."""
     return sum(min(_size(name), exam.limit or 10**9) for name in exam.benchmarks)
 

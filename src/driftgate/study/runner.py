@@ -14,27 +14,28 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 
 from ..config import ModelSettings, TrainConfig
 from ..data.benchmarks import load_benchmark
 from ..errors import InputError, RunError
-from ..evaluate.evaluate import EvalSettings, check_settings, evaluate, load_examinee, responses_of
+from ..evaluate.evaluate import check_benchmarks, evaluate, load_examinee, responses_of
+from ..evaluate.exam import ExamSettings
 from ..files import json_rows, replace_file
+from ..report.plots import read_metrics
 from ..stop import Stopped
 from ..train.run import run
-from ..train.setup import lock, resolved_config
+from ..train.setup import lock, resumed_config, written_config
 from ..workers import Workers
 from .config import Study, arm_configs, load_study
 from .report import write_report
 from .runs import REFERENCES, reference_folder, run_folder
-from .summary import summarise
+from .summary import study_summary
 
 Tell = Callable[[int], None]
 
@@ -45,7 +46,7 @@ class Job:
 
     name: str
     folder: Path
-    exam: EvalSettings
+    exam: ExamSettings
     config: TrainConfig
     trained: bool = True
     """False for a reference: its model is the configuration's student or teacher, named by `model`."""
@@ -86,9 +87,9 @@ def run_study(path: Path, out: Path, console: Console, workers: int | None, runs
     check(jobs)
     out.mkdir(parents=True, exist_ok=True)
     with lock(out):
-        failed = do(jobs, console, workers or torch.cuda.device_count() or os.cpu_count() or 1, out)
+        failed = run_jobs(jobs, console, workers or torch.cuda.device_count() or os.cpu_count() or 1, out)
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        summary = summarise(path.stem, study, configs, runs, command, seconds_spent(out))
+        summary = study_summary(path.stem, study, configs, runs, command, seconds_spent(out))
         replace_file(out / "summary.json", json_rows(summary) + "\n")
         write_report(summary, out)
     for claim in summary["claims"]:
@@ -105,16 +106,16 @@ def jobs_of(study: Study, configs: dict[str, TrainConfig], runs: Path) -> Iterat
         for arm, config in configs.items():
             threads = 1 if config.threads is None else config.threads
             own = config.model_copy(update={"seed": seed, "threads": threads})
-            yield Job(f"{arm}, seed {seed}", run_folder(runs, arm, seed), study.exam.settings(own), own)
-    if study.exam.references:
+            yield Job(f"{arm}, seed {seed}", run_folder(runs, arm, seed), study.exam_of(own), own)
+    if study.references:
         for name, model in zip(REFERENCES, (base.student.path, base.teacher.path)):
-            yield Job(name, reference_folder(runs, name), study.exam.settings(base), base, False, model)
+            yield Job(name, reference_folder(runs, name), study.exam_of(base), base, False, model)
 
 
 def check(jobs: Sequence[Job]) -> None:
     """Raises InputError for examinations that cannot be and for folders that hold other runs."""
-    for exam in {job.exam for job in jobs}:
-        check_settings(exam)
+    for exam in {job.exam.model_dump_json(): job.exam for job in jobs}.values():
+        check_benchmarks(exam)
         for name in exam.benchmarks:
             if len(load_benchmark(name, exam.limit)) < 2:
                 raise InputError(f"exam: {name} has one problem, which has no spread to judge by; give at least 2")
@@ -125,22 +126,35 @@ def check(jobs: Sequence[Job]) -> None:
 def _check_folder(job: Job) -> None:
     """Raises InputError where it holds a run or an examination of something else."""
     if job.trained and (job.folder / "config.yaml").is_file():
-        resolved_config(job.config, job.folder)
-        steps = yaml.safe_load((job.folder / "config.yaml").read_text())["steps"]
-        if steps != job.config.steps:
+        before = written_config(job.folder)
+        resumed_config(before, job.config, job.folder)
+        if before.steps != job.config.steps:
             raise InputError(
-                f"{job.folder}: holds a run of {steps} steps, the study asks for {job.config.steps}; choose another "
-                f"--runs or --out, or remove the folder"
+                f"{job.folder}: holds a run of {before.steps} steps, the study asks for {job.config.steps}; choose "
+                f"another --runs or --out, or remove the folder"
             )
+        if is_done(job):
+            _refuse_half_a_run(job)
     done = _done(job)
-    if done and (done["exam"] != _as_json(job.exam) or done.get("model") != job.examined):
+    if done and (done["exam"] != job.exam.model_dump(mode="json") or done.get("model") != job.examined):
         raise InputError(
             f"{job.folder}: was examined otherwise, or is another model; choose another --runs or --out, or remove "
             f"its eval folder"
         )
 
 
-def do(jobs: Sequence[Job], console: Console, workers: int, out: Path) -> dict[str, str]:
+def _refuse_half_a_run(job: Job) -> None:
+    """Raises InputError where done.json says that the run has ended and its metrics do not, as of a folder that was
+    copied while it was trained."""
+    last = max((line["step"] for line in read_metrics(job.folder, "update")), default=0)
+    if last < job.config.steps:
+        raise InputError(
+            f"{job.folder}: done.json says {job.config.steps} steps, metrics.jsonl ends with step {last}; copy the "
+            f"whole run again, or remove the folder to train it anew"
+        )
+
+
+def run_jobs(jobs: Sequence[Job], console: Console, workers: int, out: Path) -> dict[str, str]:
     """All jobs. Returns what failed and why. Prints a line as each ends."""
     left = [job for job in jobs if not is_done(job)]
     console.print(f"{len(jobs) - len(left)} of {len(jobs)} runs and examinations are there already", highlight=False)
@@ -172,17 +186,17 @@ def do(jobs: Sequence[Job], console: Console, workers: int, out: Path) -> dict[s
             pool.progress.advance(whole, count)
 
         for job in left:
-            future = pool.start(job.name, job.work, do_one, job)
+            future = pool.start(job.name, job.work, train_and_examine, job)
             future.add_done_callback(lambda future, job=job: tell_end(job, future))
         try:
             pool.wait(advance)
         except BrokenProcessPool:
             lost = [job.name for job in left if job.name not in finished]
-            failed |= dict.fromkeys(lost, "its process was killed, perhaps for want of memory; run the command again")
+            failed |= dict.fromkeys(lost, "its process was killed, perhaps as memory ran out; run the command again")
     return failed
 
 
-def do_one(job: Job, tell: Tell) -> str | None:
+def train_and_examine(job: Job, tell: Tell) -> str | None:
     """In a worker process: train, then examine. Returns what went wrong in the run, if anything did."""
     (job.folder / "failed.json").unlink(missing_ok=True)
     try:
@@ -203,7 +217,7 @@ def do_one(job: Job, tell: Tell) -> str | None:
         noted = {"error": why, "traceback": traceback.format_exc()}
         replace_file(job.folder / "failed.json", json.dumps(noted, indent=1) + "\n")
         return why
-    done = {"steps": job.config.steps, "exam": _as_json(job.exam), "model": job.examined}
+    done = {"steps": job.config.steps, "exam": job.exam.model_dump(mode="json"), "model": job.examined}
     replace_file(job.folder / "done.json", json.dumps(done) + "\n")
     return None
 
@@ -223,10 +237,6 @@ def _done(job: Job) -> dict[str, Any]:
     path = job.folder / "done.json"
     examined = (job.folder / "eval" / "result.json").is_file()
     return json.loads(path.read_text()) if examined and path.is_file() else {}
-
-
-def _as_json(exam: EvalSettings) -> Any:
-    return json.loads(json.dumps(asdict(exam)))
 
 
 @contextmanager

@@ -19,15 +19,16 @@ from ..settings import differing, flat
 from ..train.sums import QUANTILES
 from .compare import Comparison, arm_scores, compare_arms, with_holm
 from .config import Claim, Study, settings_of
+from .counts import counts_of
 from .locked import locked
 from .runs import REFERENCES, reference_folder, run_folder, seed_of
-from .scores import Scores, read_scores, samples_needed
+from .scores import ScoreTable, read_scores, samples_needed
 from .verdict import verdict
 
 VERSIONS = ("driftgate", "torch", "transformers", "numpy", "scipy")
 
 
-def summarise(
+def study_summary(
     name: str, study: Study, configs: Mapping[str, TrainConfig], runs: Path, command: str, seconds: float
 ) -> dict[str, Any]:
     """Of a study whose runs are in the folder `runs`; those that have not been examined count as failed."""
@@ -36,6 +37,7 @@ def summarise(
     scores = {arm: read_scores([run_folder(runs, arm, seed) for seed in study.seeds]) for arm in whole}
     planned = sum(study.against(arm) != arm for arm in study.arms)
     comparisons = with_holm([c for base in _bases(study) for c in _compare(study, base, scores)], planned)
+    problems = next(iter(scores.values())).problems if scores else {}
     done = {
         arm: [run_folder(runs, arm, r["seed"]) for r in rows if r["arm"] == arm and r["status"] == "done"]
         for arm in configs
@@ -53,7 +55,7 @@ def summarise(
         "passes": {arm: config.passes for arm, config in configs.items()},
         "seeds": list(study.seeds),
         "samples": study.exam.samples,
-        "problems": {name: len(ids) for name, ids in next(iter(scores.values())).problems.items()} if scores else {},
+        "problems": {name: len(ids) for name, ids in problems.items()},
         "common": flat(study.common),
         "arms": _arms(study, configs),
         "locked": locked(study, done),
@@ -64,6 +66,8 @@ def summarise(
         "curves": {arm: {seed_of(run): _curve(run) for run in folders} for arm, folders in done.items()},
         "gates": {arm: _by_pass(folders, _gates) for arm, folders in done.items()},
         "drift": {arm: _by_pass(folders, _drift) for arm, folders in done.items()},
+        "problem_ids": problems,
+        "counts": {arm: counts_of(each) for arm, each in scores.items()},
     }
 
 
@@ -71,7 +75,7 @@ def _bases(study: Study) -> list[str]:
     return list(dict.fromkeys(study.against(arm) for arm in study.arms))
 
 
-def _compare(study: Study, base: str, scores: Mapping[str, Scores]) -> list[Comparison]:
+def _compare(study: Study, base: str, scores: Mapping[str, ScoreTable]) -> list[Comparison]:
     """The arms that are compared with `base`."""
     arms = [arm for arm in study.arms if arm in scores and study.against(arm) == base and arm != base]
     if base not in scores or not arms:
@@ -121,7 +125,7 @@ def _run(study: Study, arm: str, seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def _scores(study: Study, scores: Mapping[str, Scores], runs: Path) -> dict[str, Any]:
+def _scores(study: Study, scores: Mapping[str, ScoreTable], runs: Path) -> dict[str, Any]:
     """By arm, measure and benchmark, with intervals over seeds and problems; of references over problems."""
     found = {
         name: read_scores([reference_folder(runs, name)])

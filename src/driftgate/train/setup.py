@@ -184,16 +184,24 @@ def newline_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
 
 def resolved_config(config: TrainConfig, out: Path) -> TrainConfig:
     """The configuration to run with: the run folder's own where there is one. Raises InputError where they differ."""
-    path = out / "config.yaml"
-    if not path.is_file():
+    if not (out / "config.yaml").is_file():
         threads = config.threads or torch.get_num_threads()
         return config.model_copy(update={"threads": threads})
+    return resumed_config(written_config(out), config, out)
+
+
+def written_config(out: Path) -> TrainConfig:
+    """A run folder's own configuration. Raises InputError for one of another version."""
     try:
-        before = check_config(yaml.safe_load(path.read_text()))
+        return check_config(yaml.safe_load((out / "config.yaml").read_text()))
     except InputError as error:
         raise InputError(
             f"--out {out}: its config.yaml is of another version ({error}); choose another --out"
         ) from None
+
+
+def resumed_config(before: TrainConfig, config: TrainConfig, out: Path) -> TrainConfig:
+    """The configuration to go on with in a folder that was begun with `before`. Raises InputError where they differ."""
     if config.threads is None:
         config = config.model_copy(update={"threads": before.threads})
     changed = changed_settings(before, config)
@@ -202,8 +210,8 @@ def resolved_config(config: TrainConfig, out: Path) -> TrainConfig:
         refused.append("steps (the learning rate's schedule ends with them)")
     if refused:
         raise InputError(
-            f"--out {out}: holds a run with other settings: {', '.join(refused)}; its own are in {path}. "
-            f"Choose another --out, or give the same settings to resume it"
+            f"--out {out}: holds a run with other settings: {', '.join(refused)}; its own are in "
+            f"{out / 'config.yaml'}. Choose another --out, or give the same settings to resume it"
         )
     return config
 
