@@ -162,7 +162,7 @@ PAGES = {
     "signals.md": signals,
     "functions.md": functions,
     "benchmarks.md": benchmarks.page,
-    "findings.md": findings.page,
+    **findings.pages(),
 }
 
 

@@ -72,3 +72,36 @@ def test_code_that_fails_is_told_before_anything_is_loaded(tmp_path, settings, t
         check_config(settings | {"code": str(file)})
     with pytest.raises(InputError, match=r"code = 'nowhere\.py'"):
         check_config(settings | {"code": "nowhere.py"})
+
+
+LONGEST_ROW = 160
+ROOT = DOCS.parent
+FINDINGS = [DOCS / "findings.md", *sorted((DOCS / "findings").glob("*.md"))]
+GENERATED = [*FINDINGS, *sorted(ROOT.glob("results/studies/*/report.md"))]
+
+
+@pytest.mark.parametrize("page", GENERATED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_row_of_a_generated_table_is_too_long_to_read(page):
+    rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    assert max(map(len, rows), default=0) <= LONGEST_ROW
+
+
+@pytest.mark.parametrize("page", FINDINGS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_the_pages_of_findings_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", " ".join(page.read_text().split())):
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], target
+
+
+def test_the_first_page_of_findings_is_a_table_and_five_sentences():
+    text = (DOCS / "findings.md").read_text()
+    blocks = [block.splitlines() for block in text.split("\n\n")]
+    tables = [block for block in blocks if block[0].startswith("|")]
+    assert len(tables) == 1
+    points = next(block for block in blocks if block[0].startswith("- **"))
+    assert sum(line.startswith("- ") for line in points) == 5
+    assert len(text.splitlines()) < 60
