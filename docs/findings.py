@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from study_tables import Study, interval, markdown, reflowed
 
-from driftgate.study.report import markdown_report
+from driftgate.study.report import PLOTS, markdown_report, write_report
 from driftgate.study.statistics import LEVEL, holm
 
 HERE = Path(__file__).parent
@@ -43,9 +43,8 @@ def pages() -> dict[str, Any]:
     def page(template: str) -> str:
         return reflowed(environment.get_template(template).render(found))
 
-    parts = {f"findings/{name}.md": f"findings/{name}.j2" for name in PARTS}
-    made = {path: template for path, template in {"findings.md": "findings.j2", **parts}.items()}
-    return {path: (lambda template=template: page(template)) for path, template in made.items()} | reports()
+    names = ["findings", *(f"findings/{name}" for name in PARTS)]
+    return {f"{name}.md": (lambda template=f"{name}.j2": page(template)) for name in names} | reports()
 
 
 def reports() -> dict[str, Any]:
@@ -55,8 +54,6 @@ def reports() -> dict[str, Any]:
 
 
 def report(folder: Path) -> str:
-    from driftgate.study.report import PLOTS
-
     return markdown_report(Study(folder).summary, [name for name in PLOTS if (folder / f"plots/{name}.png").is_file()])
 
 
@@ -128,8 +125,6 @@ def controls(studies: dict[str, Study]) -> str:
 
 def draw() -> None:
     """Every report of results/studies with its plots."""
-    from driftgate.study.report import write_report
-
     for path in sorted((RESULTS / "studies").glob("*/summary.json")):
         write_report(Study(path.parent).summary, path.parent)
         (path.parent / "report.html").unlink()  # as large as all else; `driftgate study` writes it
