@@ -201,7 +201,6 @@ PAGES = {
     "signals.md": signals,
     "functions.md": functions,
     "benchmarks.md": benchmarks.page,
-    "findings.md": findings.page,
     **findings.pages(),
 }
 

@@ -14,7 +14,7 @@ from driftgate.errors import InputError
 from driftgate.evaluate.passk import pass_at_k
 from driftgate.study.command import read_arms, short_names
 from driftgate.study.compare import Comparison, arm_scores, compare_arms, with_holm
-from driftgate.study.scores import Scores, read_scores, values_of
+from driftgate.study.scores import ScoreTable, read_scores, values_of
 from driftgate.study.verdict import points, verdict
 
 
@@ -39,7 +39,7 @@ def answers(rng, level, seeds=3, problems=20, samples=8, benchmarks=("a", "b")):
 
 def scores(correct, name="arm"):
     ids = {b: tuple(f"p{i:03}" for i in range(part.shape[1])) for b, part in correct.items()}
-    return Scores(name, ids, correct)
+    return ScoreTable(name, ids, correct)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from driftgate.study.compare import compare_arms
-from driftgate.study.scores import Scores
+from driftgate.study.scores import ScoreTable
 
 PATH = Path(__file__).parents[1] / "experiments" / "complete_summaries.py"
 SPEC = importlib.util.spec_from_file_location("complete_summaries", PATH)
@@ -24,7 +24,7 @@ def drawn(key, seeds, shift):
     ids = {name: tuple(map(str, range(50))) for name in ("a", "b", "c", "d")}
     chances = {name: rng.random((1, 50, 1)) for name in ids}
     moved = {arm: shift * rng.random((seeds, 1, 1)) for arm in ("none", "gate")}
-    return {arm: Scores(arm, ids, {b: rng.random((seeds, 50, 8)) < c + m for b, c in chances.items()})
+    return {arm: ScoreTable(arm, ids, {b: rng.random((seeds, 50, 8)) < c + m for b, c in chances.items()})
             for arm, m in moved.items()}  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from ..errors import InputError
 from ..files import json_rows
 from .compare import Comparison, arm_scores, compare_arms
-from .scores import Scores, read_scores
+from .scores import ScoreTable, read_scores
 from .verdict import interval_90, p_text, points, verdict, with_interval
 
 
@@ -47,7 +47,7 @@ def run_compare(
         console.print(f"all of it in {out}", highlight=False)
 
 
-def read_arms(folders: Sequence[str], seeds: str | None) -> dict[str, Scores]:
+def read_arms(folders: Sequence[str], seeds: str | None) -> dict[str, ScoreTable]:
     """One arm for each folder, by its short name; folders hold `{seed}` where `seeds` ("0,1,2") is given.
 
     Raises InputError.
@@ -111,7 +111,7 @@ def _cells(c: Comparison) -> list[str]:
     ]
 
 
-def _scores(arms: dict[str, Scores], measures: Sequence[str]) -> dict:
+def _scores(arms: dict[str, ScoreTable], measures: Sequence[str]) -> dict:
     """{arm: {measure: {benchmark or "mean": {"mean", "low", "high"}}}}"""
     return {
         arm: {m: {name: asdict(e) for name, e in arm_scores(scores, m).items()} for m in measures}

@@ -11,7 +11,7 @@ from ..keyed import generator
 from .bootstrap import bootstrap_differences, corrected_interval
 from .cochran import effective_df
 from .permutation import sign_flip_p
-from .scores import Scores, require_same_problems, samples_needed, values_of
+from .scores import ScoreTable, require_same_problems, samples_needed, values_of
 from .statistics import equivalence_interval, holm, interval, p_equivalence, p_two_sided, smallest_detectable
 from .two_way import TwoWayMean, seed_means, two_way_mean
 
@@ -61,7 +61,7 @@ class Comparison:
 
 
 def compare_arms(
-    arms: Mapping[str, Scores],
+    arms: Mapping[str, ScoreTable],
     against: str,
     measures: Sequence[str] = ("pass@1", "pass@8"),
     margin: float = 0.02,
@@ -102,7 +102,7 @@ def _adjusted(tests: Sequence[tuple[str, float | None]], planned: int | None) ->
     return [None if p is None else next(adjusted[measure]) for measure, p in tests]
 
 
-def arm_scores(scores: Scores, measure: str) -> dict[str, MeanWithInterval]:
+def arm_scores(scores: ScoreTable, measure: str) -> dict[str, MeanWithInterval]:
     """A measure of one arm by benchmark, and under "mean" over benchmarks, with 95 % intervals over seeds and problems.
 
     Never narrower than `bootstrap_interval` over problems alone, which also serves where there is one seed.
@@ -111,7 +111,7 @@ def arm_scores(scores: Scores, measure: str) -> dict[str, MeanWithInterval]:
     return {name: _estimate({name: part}) for name, part in values.items()} | {"mean": _estimate(values)}
 
 
-def _check(arms: Mapping[str, Scores], against: str, measures: Sequence[str], margin: float) -> None:
+def _check(arms: Mapping[str, ScoreTable], against: str, measures: Sequence[str], margin: float) -> None:
     if against not in arms or len(arms) < 2:
         raise InputError(f"against={against}, arms {', '.join(arms)}: give a base and at least one arm beside it")
     if not measures or len(set(measures)) < len(measures):
@@ -130,7 +130,9 @@ def _check(arms: Mapping[str, Scores], against: str, measures: Sequence[str], ma
             values_of(scores, measure)
 
 
-def _compare(arms: Mapping[str, Scores], arm: str, against: str, measure: str, margin: float, seed: int) -> Comparison:
+def _compare(
+    arms: Mapping[str, ScoreTable], arm: str, against: str, measure: str, margin: float, seed: int
+) -> Comparison:
     ours, theirs = values_of(arms[arm], measure), values_of(arms[against], measure)
     differences = {name: ours[name] - theirs[name] for name in sorted(ours)}
     tables = list(differences.values())
@@ -167,7 +169,7 @@ def _compare(arms: Mapping[str, Scores], arm: str, against: str, measure: str, m
 
 
 def _bootstrap(
-    arm: Scores, base: Scores, measure: str, mean: TwoWayMean, seed: int
+    arm: ScoreTable, base: ScoreTable, measure: str, mean: TwoWayMean, seed: int
 ) -> tuple[float | None, float | None]:
     """For pass@1 only: samples drawn again from few hold fewer different ones, which biases pass@k."""
     names = sorted(base.correct)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .scores import Scores
+from .scores import ScoreTable
 
 
-def counts_of(scores: Mapping[str, Scores], seeds: Sequence[int]) -> list[dict[str, Any]]:
+def counts_of(scores: Mapping[str, ScoreTable], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """A row for each arm, seed and benchmark: how many samples of each problem are right, in the order of
     problem_ids."""
     return [
@@ -27,7 +27,7 @@ def counts_of(scores: Mapping[str, Scores], seeds: Sequence[int]) -> list[dict[s
     ]
 
 
-def arms_of(summary: Mapping[str, Any]) -> dict[str, Scores]:
+def arms_of(summary: Mapping[str, Any]) -> dict[str, ScoreTable]:
     """arm -> its graded responses, from a study's summary: the same ones up to the order of a problem's samples, which
     no measure depends on. Raises InputError for a summary without counts."""
     if not summary.get("counts"):
@@ -38,6 +38,6 @@ def arms_of(summary: Mapping[str, Any]) -> dict[str, Scores]:
         rows.setdefault(row["arm"], {}).setdefault(row["benchmark"], []).append(row["right"])
     problems = {name: tuple(ids) for name, ids in summary["problem_ids"].items()}
     return {
-        arm: Scores(arm, problems, {name: np.array(right)[:, :, None] > samples for name, right in found.items()})
+        arm: ScoreTable(arm, problems, {name: np.array(right)[:, :, None] > samples for name, right in found.items()})
         for arm, found in rows.items()
     }

@@ -72,14 +72,13 @@ def markdown(text: object) -> str:
 
 
 def wrapped(text: str, indent: int = 0) -> str:
-    """A paragraph in lines of at most 120 characters, all but the first indented, as an item of a list needs."""
-    return textwrap.fill(
-        " ".join(text.split()),
-        LINE,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    """A paragraph in lines of at most 120 characters, all but the first indented, as an item of a list needs.
+
+    No line begins with what Markdown takes for the mark of a list, a quotation or a heading.
+    """
+    joined = re.sub(r" (?=(?:[-+*#>]|\d+[.)])(?: |$))", "\0", " ".join(text.split()))
+    lines = textwrap.wrap(joined, LINE, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")
 
 
 def duration(seconds: float | None) -> str:

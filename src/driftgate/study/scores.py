@@ -14,7 +14,7 @@ from ..settings import differing, flat
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoreTable:
     """The graded answers of one arm. Every seed has the same problems and, in a benchmark, as many samples of each."""
 
     name: str
@@ -31,7 +31,7 @@ class Scores:
         return len(next(iter(self.correct.values())))
 
 
-def read_scores(folders: Sequence[Path]) -> Scores:
+def read_scores(folders: Sequence[Path]) -> ScoreTable:
     """One arm from its evaluation folders (or run folders with `eval/` in them), one a training seed.
 
     Raises InputError, naming the folder, for a file that is missing, broken or unfinished, for a folder given
@@ -45,10 +45,10 @@ def read_scores(folders: Sequence[Path]) -> Scores:
     for part in parts[1:]:
         require_same_problems(part, parts[0])
     correct = {name: np.concatenate([part.correct[name] for part in parts]) for name in parts[0].problems}
-    return Scores(", ".join(map(str, folders)), parts[0].problems, correct, parts[0].asked)
+    return ScoreTable(", ".join(map(str, folders)), parts[0].problems, correct, parts[0].asked)
 
 
-def require_same_problems(scores: Scores, other: Scores) -> None:
+def require_same_problems(scores: ScoreTable, other: ScoreTable) -> None:
     """Raises InputError where the two were not asked the same problems equally often and in the same way."""
     for name in differing(scores.asked, other.asked) if scores.asked and other.asked else []:
         raise InputError(
@@ -77,7 +77,7 @@ _SAMPLED = ("temperature", "top_p", "max_new_tokens")
 _SAME = "evaluate both on the same benchmarks, with the same --limit and --samples"
 
 
-def values_of(scores: Scores, measure: str) -> dict[str, np.ndarray]:
+def values_of(scores: ScoreTable, measure: str) -> dict[str, np.ndarray]:
     """benchmark -> float64 [seeds, problems]: the unbiased value of pass@k from one seed's samples of one problem.
 
     `measure` is "pass@k", or "avg@n" for the mean over all n samples, which is pass@1. Raises InputError for
@@ -104,14 +104,14 @@ def samples_needed(measure: str, samples: int, where: str) -> int:
     return int(number)
 
 
-def _read_folder(folder: Path) -> Scores:
+def _read_folder(folder: Path) -> ScoreTable:
     path = next((p for p in (folder / "samples.jsonl", folder / "eval" / "samples.jsonl") if p.is_file()), None)
     if path is None:
         raise InputError(f"{folder}: has no samples.jsonl, nor eval/samples.jsonl; write one with `driftgate eval`")
     answers = _read_answers(path)
     problems = {name: tuple(sorted(part)) for name, part in answers.items()}
     correct = {name: _as_array(part, problems[name], f"{path}, {name}") for name, part in answers.items()}
-    return Scores(str(folder), problems, correct, _read_asked(path.parent))
+    return ScoreTable(str(folder), problems, correct, _read_asked(path.parent))
 
 
 def _read_asked(folder: Path) -> dict[str, Any]:

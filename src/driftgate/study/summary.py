@@ -22,7 +22,7 @@ from .config import Claim, Study, settings_of
 from .counts import counts_of
 from .locked import locked
 from .runs import REFERENCES, reference_folder, run_folder, seed_of
-from .scores import Scores, read_scores, samples_needed
+from .scores import ScoreTable, read_scores, samples_needed
 from .verdict import verdict
 
 VERSIONS = ("driftgate", "torch", "transformers", "numpy", "scipy")
@@ -75,7 +75,7 @@ def _bases(study: Study) -> list[str]:
     return list(dict.fromkeys(study.against(arm) for arm in study.arms))
 
 
-def _compare(study: Study, base: str, scores: Mapping[str, Scores]) -> list[Comparison]:
+def _compare(study: Study, base: str, scores: Mapping[str, ScoreTable]) -> list[Comparison]:
     """The arms that are compared with `base`."""
     arms = [arm for arm in study.arms if arm in scores and study.against(arm) == base and arm != base]
     if base not in scores or not arms:
@@ -125,7 +125,7 @@ def _run(study: Study, arm: str, seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def _scores(study: Study, scores: Mapping[str, Scores], runs: Path) -> dict[str, Any]:
+def _scores(study: Study, scores: Mapping[str, ScoreTable], runs: Path) -> dict[str, Any]:
     """By arm, measure and benchmark, with intervals over seeds and problems; of references over problems."""
     found = {
         name: read_scores([reference_folder(runs, name)])
