@@ -16,7 +16,7 @@ EXAM_CACHE_SHARE = 0.5
 
 
 def fitting_batch(policy: Policy, positions: int, free: int | None = None) -> int:
-    """Responses of `positions` tokens each, prompt included, whose keys and values fill EXAM_CACHE_SHARE of what is free.
+    """Responses of `positions` tokens, prompt included, whose keys and values fill EXAM_CACHE_SHARE of the free memory.
 
     At least 1, at most EXAM_ROWS_LIMIT. free: bytes, by default what is free now where the policy is.
     """
