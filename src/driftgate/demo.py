@@ -24,6 +24,7 @@ from .evaluate.evaluate import evaluate, load_examinee, responses_of
 from .evaluate.folder import OtherEvaluationError
 from .evaluate.measures import shown
 from .evaluate.passk import bootstrap_interval
+from .files import json_rows
 from .recipe import load_recipe
 from .report import plots
 from .study.scores import read_scores, require_same_problems, values_of
@@ -142,7 +143,7 @@ def write_summary(
         },
         "difference": difference,
     }
-    path.write_text(json.dumps(summary, indent=2) + "\n")
+    path.write_text(json_rows(summary) + "\n")
 
 
 def _train(recipe: str, overrides: list[str], out: Path, advance: Callable[[int], None]) -> None:

@@ -4,7 +4,7 @@ Shapes: N valid response tokens of a micro-batch, H hidden, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,21 @@ Finish = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, TermSums]]]
 """(hidden [N, H], output embedding [V, H]) -> the loss to go backward from, and each term's sums."""
 
 
+@dataclass(frozen=True)
+class Given:
+    """A micro-batch's tokens and what the body made of them."""
+
+    tokens: Tensor
+    """int64 [N], on the CPU: their places among the tokens of their group of responses."""
+    ids: Tensor
+    """int64 [N]: the sampled token ids y_t."""
+    scores: Scored
+    hidden: Tensor
+    """[N, H], with gradient."""
+    embedding: Tensor
+    """[V, H]: the output embedding, with gradient."""
+
+
 class Terms:
     """Losses and weights of the configured terms."""
 
@@ -44,15 +59,14 @@ class Terms:
 
         def finish(hidden: Tensor, embedding: Tensor) -> tuple[Tensor, dict[str, TermSums]]:
             ids = portion.batch.ids[tokens].to(hidden.device)
-            scores = portion.batch.scores.rows(tokens, hidden.device)
+            given = Given(tokens, ids, portion.batch.scores.rows(tokens, hidden.device), hidden, embedding)
             if fused:
-                found = self._fused_loss(update, next(iter(terms)), micro, ids, scores, hidden, embedding)
+                total, outputs, sums = self._fused_loss(update, next(iter(terms)), given)
             else:
-                found = self._loss(update, terms, micro, ids, scores, hidden, embedding)
-            total, outputs, sums = found
+                total, outputs, sums = self._loss(update, terms, given)
             if responses == "student":
                 update.note_logp(tokens, outputs.logp)
-                sums["main"][0].update(self._student_sums(update, micro, outputs, ids, scores))
+                sums["main"][0].update(self._student_sums(update, given, outputs))
             return total, sums
 
         return finish
@@ -70,51 +84,36 @@ class Terms:
         return weighed
 
     def _loss(
-        self,
-        update: Update,
-        terms: Mapping[str, TermSettings],
-        micro: MicroBatch,
-        ids: Tensor,
-        scores: Scored,
-        hidden: Tensor,
-        embedding: Tensor,
+        self, update: Update, terms: Mapping[str, TermSettings], given: Given
     ) -> tuple[Tensor, Outputs, dict[str, TermSums]]:
         """One pass over the head for all terms of a group of responses, then their losses and weights."""
         objectives = [term.objective for term in terms.values()]
         student = any(term.responses == "student" for term in terms.values())
-        want_logp = self.want_logp and student
-        outputs = read_head(hidden, embedding, ids, objectives, scores, self.temperature, want_logp, self.target_heads)
-        scores = self._with_old_logp(update, student, scores, outputs.logp)
-        total, sums = hidden.new_zeros(()), {}
+        how = self.temperature, self.want_logp and student, self.target_heads
+        outputs = read_head(given.hidden, given.embedding, given.ids, objectives, given.scores, *how)
+        scores = self._with_old_logp(update, student, given.scores, outputs.logp)
+        total, sums = given.hidden.new_zeros(()), {}
         for name, term in terms.items():
             losses = term.objective.loss(outputs, scores)
-            weighed = self._weighed(update, name, micro.tokens, outputs)
+            weighed = self._weighed(update, name, given.tokens, outputs)
             weighted = (weighed.weight * losses).sum()
             total = total + weighted * update.scale(name)
             sums[name] = {"loss": weighted, "ungated": losses.sum()}, weighed
         return total, outputs, sums
 
-    def _fused_loss(
-        self,
-        update: Update,
-        name: str,
-        micro: MicroBatch,
-        ids: Tensor,
-        scores: Scored,
-        hidden: Tensor,
-        embedding: Tensor,
-    ) -> tuple[Tensor, Outputs, dict[str, TermSums]]:
+    def _fused_loss(self, update: Update, name: str, given: Given) -> tuple[Tensor, Outputs, dict[str, TermSums]]:
         """As `_loss`, for the one term of a group of responses that `_is_known`: the gradient comes with the
         log-probabilities."""
         term, student = update.terms[name], update.terms[name].responses == "student"
-        outputs = Outputs(hidden, embedding, None, self.temperature, self.target_heads)
-        weighed = self._weighed(update, name, micro.tokens, outputs)
+        outputs = Outputs(given.hidden, given.embedding, None, self.temperature, self.target_heads)
+        weighed = self._weighed(update, name, given.tokens, outputs)
 
         def loss_of(part: slice, logp: Tensor) -> Tensor:
-            known = self._with_old_logp(update, student, scores.rows(part), logp)
+            known = self._with_old_logp(update, student, given.scores.rows(part), logp)
             return term.objective.loss(replace(outputs, logp=logp), known)
 
-        total, losses, logp = head.weighted_loss(hidden, embedding, ids, weighed.weight, loss_of, self.temperature)
+        inputs = given.hidden, given.embedding, given.ids, weighed.weight
+        total, losses, logp = head.weighted_loss(*inputs, loss_of, self.temperature)
         sums: TermSums = {"loss": total, "ungated": losses.sum()}, weighed
         return total * update.scale(name), replace(outputs, logp=logp), {name: sums}
 
@@ -140,23 +139,21 @@ class Terms:
             return scores
         return replace(scores, behaviour=replace(scores.behaviour, logp=logp.detach()))
 
-    def _student_sums(
-        self, update: Update, micro: MicroBatch, outputs: Outputs, ids: Tensor, scores: Scored
-    ) -> dict[str, Tensor]:
+    def _student_sums(self, update: Update, given: Given, outputs: Outputs) -> dict[str, Tensor]:
         """Sums over the student's tokens for the metrics: drift, clipping and, to diagnose, both distributions."""
-        scores = self._with_old_logp(update, True, scores, outputs.logp)
+        scores = self._with_old_logp(update, True, given.scores, outputs.logp)
         portion, sums, old_logp = update.portions["student"], {}, scores.behaviour.logp
         if outputs.logp is not None and old_logp is not None:
             shift = outputs.logp.detach() - old_logp
             sums["drift_abs"] = shift.abs().sum()
             if portion.drift_spans is not None:
-                spans = portion.drift_spans[micro.tokens].to(shift.device)
+                spans = portion.drift_spans[given.tokens].to(shift.device)
                 sums["drift_span"] = span_drift(shift, spans)[spans].sum()
         clips = self.config.objective.clipped(outputs, scores)
         if clips is not None:
             sums["clipped"] = clips.sum()
         if update.diagnose:
             k = self.config.diagnostics.k
-            found = head.summary(outputs.hidden, outputs.head, ids[:, None], k, True, self.temperature)
+            found = head.summary(outputs.hidden, outputs.head, given.ids[:, None], k, True, self.temperature)
             sums |= diagnostics.distribution_sums(found, scores.teacher, k)
         return sums
