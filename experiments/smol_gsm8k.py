@@ -28,6 +28,7 @@ from driftgate.config import ModelSettings, TrainConfig
 from driftgate.data.prompts import Problem, Prompt, encode_prompts, jsonl_rows, parse_problems
 from driftgate.data.response import Response
 from driftgate.evaluate.divergence import divergence_by_prompt
+from driftgate.files import json_rows
 from driftgate.models import load
 from driftgate.models.policy import Policy
 from driftgate.recipe import check_config
@@ -84,74 +85,90 @@ def token_mean(divergence: list[float], answers: list[Response]) -> float:
     return float(np.average(divergence, weights=[len(answer.ids) for answer in answers]))
 
 
-def main() -> None:
+SCORED = {"before": ("before", "before"), "after": ("after", "after"), "after on before's": ("after", "before")}
+"""Which student is scored on whose answers."""
+
+
+def arguments_of_command() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--held-out", type=Path, required=True)
     parser.add_argument("--skip", type=int, default=0, help="leave out so many problems first")
     parser.add_argument("--problems", type=int, default=160)
     parser.add_argument("--threads", type=int, default=1, help="of each of the two processes")
-    arguments = parser.parse_args()
-    began = time.time()
+    return parser.parse_args()
+
+
+def measured(
+    config: TrainConfig, students: dict[str, str], problems: list[Problem], threads: int
+) -> tuple[dict[str, list[Response]], dict[str, list[float]]]:
+    """Each student's answers, and the divergences of SCORED."""
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        asked = [(path, config, problems, threads) for path in students.values()]
+        answers = dict(zip(students, pool.starmap(answers_of, asked)))
+        print("answers are written", flush=True)
+        asked = [(students[who], config, problems, answers[whose], threads) for who, whose in SCORED.values()]
+        return answers, dict(zip(SCORED, pool.starmap(divergence_on, asked, chunksize=1)))
+
+
+def change(divergence: dict[str, list[float]], name: str) -> dict[str, Any]:
+    """From "before", problem by problem."""
+    changes = np.subtract(divergence[name], divergence["before"]).tolist()
+    return interval(changes) | {"median": float(np.median(changes)), "share_fallen": share(changes)}
+
+
+def divergences(divergence: dict[str, list[float]], answers: dict[str, list[Response]]) -> dict[str, Any]:
+    return {
+        "before": interval(divergence["before"]),
+        "after": interval(divergence["after"]),
+        "change on own answers": change(divergence, "after"),
+        "change on the answers of before": change(divergence, "after on before's"),
+        "token_mean": {name: token_mean(divergence[name], answers[whose]) for name, (_, whose) in SCORED.items()},
+        "tokens_mean": {name: float(np.mean([len(a.ids) for a in part])) for name, part in answers.items()},
+        "truncated": {name: float(np.mean([not a.finished for a in part])) for name, part in answers.items()},
+    }
+
+
+def training(run: Path) -> dict[str, Any]:
+    """Of the run: the loss of each update, and the seconds of all phases."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "training_loss": [round(line["loss"], 5) for line in lines if line["kind"] == "update"],
+        "training_seconds": round(sum(v for line in lines for k, v in line.items() if k.startswith("seconds"))),
+    }
+
+
+def examples(config: TrainConfig, problems: list[Problem], answers: dict[str, list[Response]]) -> list[dict[str, Any]]:
+    tokenizer: Any = load.load_tokenizer(config.student, "student")
+    return [
+        {"id": problem.id, "problem": problem.problem, "answer": problem.answer}
+        | {name: tokenizer.decode(list(part[i].ids), skip_special_tokens=True) for name, part in answers.items()}
+        for i, problem in enumerate(problems[:3])
+    ]
+
+
+def main() -> None:
+    arguments, began = arguments_of_command(), time.time()
     config = check_config(yaml.safe_load((arguments.run / "config.yaml").read_text()))
     problems = parse_problems(jsonl_rows(arguments.held_out, "--held-out"))
     problems = problems[arguments.skip : arguments.skip + arguments.problems]
     students = {"before": config.student.path, "after": str(arguments.run)}
-    threads = arguments.threads
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        asked = [(path, config, problems, threads) for path in students.values()]
-        answers = dict(zip(students, pool.starmap(answers_of, asked)))
-        print(f"answers after {time.time() - began:.0f} s", flush=True)
-        scored = {"before": ("before", "before"), "after": ("after", "after"), "after on before's": ("after", "before")}
-        asked = [(students[who], config, problems, answers[whose], threads) for who, whose in scored.values()]
-        divergence = dict(zip(scored, pool.starmap(divergence_on, asked, chunksize=1)))
-    tokenizer = load.load_tokenizer(config.student, "student")
-    own, same = (
-        np.subtract(divergence[name], divergence["before"]).tolist() for name in ("after", "after on before's")
-    )
-    updates = [json.loads(line) for line in (arguments.run / "metrics.jsonl").read_text().splitlines()]
+    answers, divergence = measured(config, students, problems, arguments.threads)
+    packages = {"torch": torch.__version__, "transformers": transformers.__version__}
     report = {
         "command": " ".join(["python", "experiments/smol_gsm8k.py", *sys.argv[1:]]),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": {"python": platform.python_version(), **packages},
         "seconds": round(time.time() - began),
         "recipe": config.model_dump(mode="json"),
         "problems": len(problems),
         "unit": "nats a token, KL(student || privileged teacher), whole vocabulary, temperature 1",
-        "before": interval(divergence["before"]),
-        "after": interval(divergence["after"]),
-        "change on own answers": interval(own) | {"median": float(np.median(own)), "share_fallen": share(own)},
-        "change on the answers of before": interval(same)
-        | {"median": float(np.median(same)), "share_fallen": share(same)},
-        "token_mean": {
-            "before": token_mean(divergence["before"], answers["before"]),
-            "after": token_mean(divergence["after"], answers["after"]),
-            "after on before's": token_mean(divergence["after on before's"], answers["before"]),
-        },
-        "tokens_mean": {name: float(np.mean([len(a.ids) for a in part])) for name, part in answers.items()},
-        "truncated": {name: float(np.mean([not a.finished for a in part])) for name, part in answers.items()},
-        "training_loss": [round(line["loss"], 5) for line in updates if line["kind"] == "update"],
-        "training_seconds": round(sum(v for line in updates for k, v in line.items() if k.startswith("seconds"))),
+        **divergences(divergence, answers),
+        **training(arguments.run),
         "divergence_by_problem": divergence,
         "tokens_by_problem": {name: [len(a.ids) for a in part] for name, part in answers.items()},
-        "examples": [
-            {
-                "id": problems[i].id,
-                "problem": problems[i].problem,
-                "answer": problems[i].answer,
-                **{
-                    name: tokenizer.decode(list(part[i].ids), skip_special_tokens=True)
-                    for name, part in answers.items()
-                },
-            }
-            for i in range(3)
-        ],
+        "examples": examples(config, problems, answers),
     }
-    out = Path("results") / "smol_gsm8k.json"
-    out.write_text(json.dumps(report, indent=2) + "\n")
+    Path("results/smol_gsm8k.json").write_text(json_rows(report) + "\n")
     for name in ("before", "after", "change on own answers", "change on the answers of before", "token_mean"):
         print(name, report[name])
 

@@ -82,3 +82,18 @@ def test_the_map_in_contributing_is_true():
         f"{room} -> {other}" for room, others in arrows().items() for other in others if place[other] > place[room]
     ]
     assert not wrong, "these arrows run against the map: " + ", ".join(wrong)
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *ELSEWHERE], ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_can_be_read_at_a_sitting(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= LONGEST_FILE
+    functions = [
+        node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
+    long = [
+        f"{f.name}: {f.end_lineno - f.lineno + 1} lines"
+        for f in functions
+        if f.end_lineno - f.lineno >= LONGEST_FUNCTION
+    ]
+    assert not long, ", ".join(long)
