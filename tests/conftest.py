@@ -1,9 +1,13 @@
 """Tiny models with random weights and the embedded tokenizer: what is tested is the machinery, not the mathematics."""
 
+import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from bad_input import drive
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from driftgate.recipe import check_config
@@ -12,6 +16,7 @@ from driftgate.train.build import build_run
 from driftgate.train.portions import Portion, spans_of
 
 torch.set_num_threads(1)
+SOLUTIONS = ["3+4=7", "12-7=5\n5+1=6\n\\boxed{6}", "5*5=25\n25-2=23", "40+2=42\n42-33=9", "9", "1+1=2"]
 
 
 def make_model(folder, seed, hidden=32, layers=2, tied=False, std=0.3, **changes):
@@ -104,3 +109,28 @@ def settings(pair, prompt_file):
 @pytest.fixture
 def config(settings):
     return check_config(settings)
+
+
+@pytest.fixture
+def command(settings, tmp_path, monkeypatch, capsys):
+    """Run `driftgate train` in this process on changed settings: (exit code, what it said on stderr)."""
+
+    def call(*overrides, out=None, **changes):
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump(settings | changes))
+        words = ["train", str(recipe), *overrides, "--out", str(out or tmp_path / "run")]
+        return drive(monkeypatch, capsys, *words)
+
+    return call
+
+
+@pytest.fixture
+def values(settings, tmp_path):
+    """Settings with a solution for every problem and room for cut responses."""
+    rows = [json.loads(line) for line in Path(settings["prompts"]["path"]).read_text().splitlines()]
+    path = tmp_path / "solved.jsonl"
+    path.write_text("".join(json.dumps(row | {"solution": text}) + "\n" for row, text in zip(rows, SOLUTIONS)))
+    changed = copy.deepcopy(settings) | {"minibatch": None, "gate": {"spans": "none"}}
+    changed["prompts"] = {"path": str(path), "per_step": 4}
+    changed["rollout"] |= {"allow_truncated": True}
+    return changed

@@ -6,9 +6,11 @@ import json
 from dataclasses import dataclass
 from functools import cache, partial
 
+import control_twins
 import pytest
 import repair_twins as twin
 import torch
+import twin_batch
 from transformers import AutoModelForCausalLM
 
 from driftgate.recipe import load_recipe, shipped_recipes
@@ -50,11 +52,11 @@ class Case:
     """Updates of the whole batch before the one that is compared."""
 
 
-LSM8, GATE = twin.lsm_loss(8), "gate.size=8 gate.tau=3"
+LSM8, GATE = twin_batch.lsm_loss(8), "gate.size=8 gate.tau=3"
 CASES = {
-    "repairs/gkd": Case(partial(twin.gkd, loss=twin.jsd)),
-    "repairs/gkd_forward_kl": Case(partial(twin.gkd, loss=twin.forward_kl)),
-    "repairs/gkd_reverse_kl": Case(partial(twin.gkd, loss=twin.reverse_kl)),
+    "repairs/gkd": Case(partial(twin.gkd, loss=twin_batch.jsd)),
+    "repairs/gkd_forward_kl": Case(partial(twin.gkd, loss=twin_batch.forward_kl)),
+    "repairs/gkd_reverse_kl": Case(partial(twin.gkd, loss=twin_batch.reverse_kl)),
     "repairs/lsm": Case(partial(twin.lsm, k=6), "objective.k=6"),
     "repairs/rethinking_opd": Case(partial(twin.rethinking, k=6), "objective.k=6"),
     "repairs/rethinking_opd_code": Case(partial(twin.rethinking_code, k=6), "objective.k=6"),
@@ -75,7 +77,7 @@ CASES = {
     "repairs/tip": Case(twin.tip, weights="mask"),
     "repairs/scope": Case(partial(twin.scope, wrong_loss=LSM8), weights="mixed"),
     "repairs/scope_sampled": Case(
-        partial(twin.scope, wrong_loss=lambda a, t: twin.policy_gradient(a, t, "recomputed", None, None)),
+        partial(twin.scope, wrong_loss=lambda a, t: twin_batch.policy_gradient(a, t, "recomputed", None, None)),
         weights="mixed",
     ),
     "repairs/sg_opd": Case(twin.sg_opd, weights="vary"),
@@ -92,30 +94,36 @@ CASES = {
     "repairs/trb": Case(partial(twin.rethinking, k=6), "objective.k=6"),
     "repairs/prefix_teach": Case(twin.prefix_teach, weights="mask"),
     "repairs/opsm": Case(
-        partial(twin.opsm, loss=twin.policy_gradient, delta=0.05), "weights.fresh.map.above=0.05", "mask"
+        partial(twin.opsm, loss=twin_batch.policy_gradient, delta=0.05), "weights.fresh.map.above=0.05", "mask"
     ),
     "repairs/truncated_is": Case(twin.truncated_is, weights="vary"),
-    "controls/constant": Case(partial(twin.gated, control="constant"), GATE),
-    "controls/inverse": Case(partial(twin.gated, control="inverse", tau=30.0), "gate.size=8 gate.tau=30", "vary"),
-    "controls/resample": Case(partial(twin.gated, control="resample"), GATE, "vary"),
-    "controls/shuffle_within": Case(partial(twin.gated, control="shuffle_within"), GATE, "vary"),
-    "controls/shuffle_across": Case(partial(twin.gated, control="shuffle_across"), GATE, "vary"),
-    "controls/shuffle_boundaries": Case(partial(twin.gated, spans=twin.random_spans), GATE, "vary"),
-    "controls/token": Case(partial(twin.gated, spans=twin.token_spans), GATE, "vary"),
-    "controls/sequence": Case(partial(twin.gated, spans=twin.sequence_spans), GATE, "vary"),
-    "controls/age_only": Case(twin.age_only, age=3),
-    "controls/opsm": Case(partial(twin.opsm, loss=LSM8), weights="mask"),
-    "controls/truncated_is": Case(twin.lsm_truncated_is, weights="vary"),
-    "ours/recomputed_block64": Case(
-        partial(twin.gated, loss=lambda a, t: twin.policy_gradient(a, t, "recomputed")), GATE, "vary"
+    "controls/constant": Case(partial(control_twins.gated, control="constant"), GATE),
+    "controls/inverse": Case(
+        partial(control_twins.gated, control="inverse", tau=30.0), "gate.size=8 gate.tau=30", "vary"
     ),
-    "ours/lsm_block64_8_passes": Case(twin.gated, GATE, "vary", age=7),
-    "ours/target_ess": Case(partial(twin.gated, target=0.9), GATE, "vary"),
+    "controls/resample": Case(partial(control_twins.gated, control="resample"), GATE, "vary"),
+    "controls/shuffle_within": Case(partial(control_twins.gated, control="shuffle_within"), GATE, "vary"),
+    "controls/shuffle_across": Case(partial(control_twins.gated, control="shuffle_across"), GATE, "vary"),
+    "controls/shuffle_boundaries": Case(partial(control_twins.gated, spans=control_twins.random_spans), GATE, "vary"),
+    "controls/token": Case(partial(control_twins.gated, spans=control_twins.token_spans), GATE, "vary"),
+    "controls/sequence": Case(partial(control_twins.gated, spans=control_twins.sequence_spans), GATE, "vary"),
+    "controls/age_only": Case(control_twins.age_only, age=3),
+    "controls/opsm": Case(partial(twin.opsm, loss=LSM8), weights="mask"),
+    "controls/truncated_is": Case(control_twins.lsm_truncated_is, weights="vary"),
+    "ours/recomputed_block64": Case(
+        partial(control_twins.gated, loss=lambda a, t: twin_batch.policy_gradient(a, t, "recomputed")), GATE, "vary"
+    ),
+    "ours/lsm_block64_8_passes": Case(control_twins.gated, GATE, "vary", age=7),
+    "ours/target_ess": Case(partial(control_twins.gated, target=0.9), GATE, "vary"),
     "ours/changepoint": Case(
-        partial(twin.gated, spans=twin.changepoint_spans), "gate.min_tokens=4 gate.penalty=0.5 gate.tau=3", "vary"
+        partial(control_twins.gated, spans=control_twins.changepoint_spans),
+        "gate.min_tokens=4 gate.penalty=0.5 gate.tau=3",
+        "vary",
     ),
     "ours/changepoint_target_ess": Case(
-        partial(twin.gated, spans=twin.changepoint_spans, target=0.9), "gate.min_tokens=4 gate.penalty=0.5", "vary"
+        partial(control_twins.gated, spans=control_twins.changepoint_spans, target=0.9),
+        "gate.min_tokens=4 gate.penalty=0.5",
+        "vary",
     ),
 }
 SPLIT = [
@@ -219,7 +227,7 @@ def seen(config, parts, before, batch, chosen, moment):
         return [moment.uniforms(purpose, name, torch.full((int(batch.keep[i].sum()),), i)).tolist() for i in kept]
 
     answers = [
-        twin.Answer(
+        twin_batch.Answer(
             i // config.rollout.samples,
             batch.responses[i][batch.keep[i]].tolist(),
             correct=RIGHT[i],
@@ -228,7 +236,7 @@ def seen(config, parts, before, batch, chosen, moment):
         for i in kept
     ]
     newlines = set(parts.newline_ids.nonzero().flatten().tolist())
-    return twin.Batch(answers, moment.age, newlines, draws)
+    return twin_batch.Batch(answers, moment.age, newlines, draws)
 
 
 def check_weights(weights, wanted):

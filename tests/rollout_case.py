@@ -1,0 +1,73 @@
+"""Rollouts of settings, step by step."""
+
+import json
+
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+from driftgate.recipe import check_config
+from driftgate.train import source
+from driftgate.train.checkpoint import Position
+from driftgate.train.rollouts import prompts_of_step
+
+EOS, QUIET = 1, Console(quiet=True)
+NLL = {"objective": {"kind": "nll"}}
+GREEDY = 1e-9
+"""A nucleus of the one most probable token."""
+
+
+def with_rollout(values, **rollout):
+    return check_config(values | {"rollout": values["rollout"] | rollout})
+
+
+def collect(config, parts, out, step, controller=None):
+    """The responses of a step, counted from 0, by whose they are; their metrics stay in `parts.seen`."""
+    parts.config = config
+    batch = source.collect(parts, Position(step, controller=controller))
+    parts.seen = batch.metrics
+    return batch.responses
+
+
+def responses(streams, name="student"):
+    return [part.tolist() for part in streams[name].responses]
+
+
+def cut(ids, limit):
+    return ids[:limit]
+
+
+def metrics_of(out):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: v for key, v in line.items() if not key.startswith("seconds")} for line in lines]
+
+
+# mixtures
+
+
+def references_in(batch):
+    """Which responses no engine drew: their log-probabilities are NaN."""
+    undrawn = batch.engine_logp.isnan()
+    return [bool(undrawn[batch.rows == i].all()) for i in range(len(batch.responses))]
+
+
+def solution_ids(parts, text):
+    return [*parts.tokenizer(text, add_special_tokens=False)["input_ids"], EOS]
+
+
+def solutions_of_step(config, parts, step):
+    chosen = prompts_of_step(parts.prompts, config, step)
+    return [prompt.problem.solution for prompt in chosen]
+
+
+# what the teacher writes
+
+
+def greedy(path, prompt, tokens):
+    """The most probable continuation, by full forwards, up to the stop token."""
+    model, ids = AutoModelForCausalLM.from_pretrained(path), list(prompt)
+    for _ in range(tokens):
+        ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == EOS:
+            break
+    return ids[len(prompt) :]
