@@ -33,14 +33,14 @@ def double(settings, **changes):
     return check_config(values)
 
 
-def update(config, parts, streams, sequences, number=0):
+def update(config, made, responses, sequences, number=0):
     """The update of that number, counted from 0, of the first step: its metrics."""
-    return learn(config, parts, streams, sequences, Moment(config.seed, 0, number))
+    return learn(config, made, responses, sequences, Moment(config.seed, 0, number))
 
 
-def slow_gradient(config, parts, batch, sequences):
+def slow_gradient(config, made, batch, sequences):
     """Gradient of L = sum of m_t g_t l_t / M, from full logits, one sequence at a time, gates normalised by hand."""
-    model, temperature = parts.policy.model, config.rollout.temperature
+    model, temperature = made.policy.model, config.rollout.temperature
     logp, student, rows, losses = [], [], [], []
     for row in sequences:
         prompt, response = batch.prompts[row], batch.responses[row]
@@ -54,12 +54,12 @@ def slow_gradient(config, parts, batch, sequences):
         support = student.gather(1, batch.scores.teacher.top_ids[chosen].long())
         losses = slow_topk_reverse_kl(support, batch.scores.teacher.top_logp[chosen])
     else:
-        streams = batch.scores.behaviour.logp[chosen], batch.scores.teacher.logp[chosen]
-        losses = slow_sampled_token_loss(logp, *streams, "frozen", 0.2, 3.0)
+        scores = batch.scores.behaviour.logp[chosen], batch.scores.teacher.logp[chosen]
+        losses = slow_sampled_token_loss(logp, *scores, "frozen", 0.2, 3.0)
     gate = torch.ones(len(rows), dtype=torch.float64)
     if config.gate.spans != "none":
         order = torch.tensor([sequences.index(int(row)) for row in rows])
-        spans = slow_spans(config, parts, order, batch.ids[chosen])
+        spans = slow_spans(config, made, order, batch.ids[chosen])
         behaviour = batch.scores.behaviour.logp[chosen]
         gate = slow_gate(logp.detach(), behaviour, spans, config.gate.tau, config.gate.statistic)
     if config.gate.scope == "sequence":
@@ -70,9 +70,9 @@ def slow_gradient(config, parts, batch, sequences):
     return loss.detach(), torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
 
 
-def slow_spans(config, parts, rows, ids):
+def slow_spans(config, made, rows, ids):
     gate = config.gate
     if gate.spans == "block":
         return torch.tensor(slow_fixed_spans(rows, gate.size))
-    ends = torch.tensor(["\n" in parts.tokenizer.decode([i]) for i in ids.tolist()])
+    ends = torch.tensor(["\n" in made.tokenizer.decode([i]) for i in ids.tolist()])
     return torch.tensor(slow_newline_spans(rows, ends, gate.min_tokens, gate.max_tokens, gate.size))

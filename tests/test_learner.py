@@ -1,4 +1,4 @@
-"""One update against the equations on full logits, and what it must not depend on."""
+"""One update against the equations on full logits: its gradient, the split into micro-batches, the first update."""
 
 import dataclasses
 
@@ -24,16 +24,16 @@ from driftgate.train.terms import Terms
 @pytest.mark.parametrize("gate", GATES, ids=["none", "block", "newline", "sequence-scope", "rms"])
 def test_an_update_has_the_gradient_of_the_equations(settings, tmp_path, objective, gate):
     config = double(settings, objective=objective, gate=gate, microbatch_tokens=60)
-    parts, streams = collected(config, tmp_path)
+    made, responses = collected(config, tmp_path)
     minibatches = list(schedule(config, 0))
-    update(config, parts, streams, minibatches[0].sequences)  # so that the student has drifted
+    update(config, made, responses, minibatches[0].sequences)  # so that the student has drifted
     sequences = minibatches[1].sequences
-    loss, expected = slow_gradient(config, parts, streams["student"], sequences)
-    metrics = update(config, parts, streams, sequences, number=1)
+    loss, expected = slow_gradient(config, made, responses["student"], sequences)
+    metrics = update(config, made, responses, sequences, number=1)
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-9)
     if gate["spans"] != "none":
         assert metrics["gate_min"] < 0.99
-    for parameter, wanted in zip(parts.policy.model.parameters(), expected):
+    for parameter, wanted in zip(made.policy.model.parameters(), expected):
         # the modules' norms run in float32 even in a float64 model, so layouts differ in the 7th digit
         assert (parameter.grad - wanted).norm() < 1e-6 * wanted.norm()
 
@@ -45,11 +45,11 @@ def test_the_split_into_micro_batches_changes_nothing(settings, tmp_path, object
     results = []
     for tokens in (1, 90, 100_000):
         config = double(settings, objective=objective, gate=gate, microbatch_tokens=tokens)
-        parts, streams = collected(config, tmp_path / str(tokens))
-        metrics = [update(config, parts, streams, each.sequences, each.number) for each in schedule(config, 0)]
+        made, responses = collected(config, tmp_path / str(tokens))
+        metrics = [update(config, made, responses, each.sequences, each.number) for each in schedule(config, 0)]
         for each in metrics:
-            each.pop("padding")  # tells of the split itself
-        results.append((metrics, [p.detach().clone() for p in parts.policy.parameters()]))
+            each.pop("padding")  # differs with the split itself
+        results.append((metrics, [p.detach().clone() for p in made.policy.parameters()]))
     for metrics, weights in results[1:]:
         for one, other in zip(metrics, results[0][0]):
             assert one == pytest.approx(other, rel=1e-9, abs=1e-12)
@@ -59,8 +59,8 @@ def test_the_split_into_micro_batches_changes_nothing(settings, tmp_path, object
 
 def test_the_first_update_after_a_rollout_is_ungated_to_the_bit(settings, tmp_path):
     config = check_config(settings)  # in float32: equal bits, not equal digits
-    parts, streams = collected(config, tmp_path)
-    metrics = update(config, parts, streams, next(schedule(config, 0)).sequences)
+    made, responses = collected(config, tmp_path)
+    metrics = update(config, made, responses, next(schedule(config, 0)).sequences)
     assert (metrics["gate_mean"], metrics["gate_min"], metrics["gate_std"]) == (1.0, 1.0, 0.0)
     assert metrics["drift_abs"] == 0.0
     assert metrics["loss"] == metrics["loss_ungated"]
@@ -72,17 +72,17 @@ def test_with_one_pass_and_one_minibatch_the_gate_is_a_no_op(settings, tmp_path)
         # a gate with passes=1 and one minibatch is refused; the first pass of two is the same one update
         values = settings | {"passes": 2, "minibatch": None, "gate": {"spans": spans, "tau": 50.0}}
         config = check_config(values)
-        parts, streams = collected(config, tmp_path / spans)
-        update(config, parts, streams, list(range(12)))
-        weights.append([p.detach().clone() for p in parts.policy.parameters()])
+        made, responses = collected(config, tmp_path / spans)
+        update(config, made, responses, list(range(12)))
+        weights.append([p.detach().clone() for p in made.policy.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*weights))
 
 
 def test_an_ungated_lsm_run_that_logs_no_drift_scores_no_behaviour(settings, tmp_path):
     config = check_config(settings | {"gate": {"spans": "none"}, "log_drift": False})
-    parts, streams = collected(config, tmp_path)
-    assert streams["student"].scores.behaviour.logp is None
-    metrics = update(config, parts, streams, [0, 1, 2])
+    made, responses = collected(config, tmp_path)
+    assert responses["student"].scores.behaviour.logp is None
+    metrics = update(config, made, responses, [0, 1, 2])
     assert "drift_abs" not in metrics
     assert metrics["gate_mean"] == 1.0
 
@@ -151,9 +151,9 @@ def test_a_gradient_made_in_the_forward_is_that_of_the_two_passes(settings, tmp_
             known = counted(patch, Terms, "_fused_loss")
             if not fused:
                 patch.setattr(Terms, "_is_known", lambda self, work, name: False)
-            parts, streams = collected(config, tmp_path / str(fused))
-            metrics.append([update(config, parts, streams, list(range(12)), number) for number in range(2)][-1])
-            weights.append([p.detach().clone() for p in parts.policy.parameters()])
+            made, responses = collected(config, tmp_path / str(fused))
+            metrics.append([update(config, made, responses, list(range(12)), number) for number in range(2)][-1])
+            weights.append([p.detach().clone() for p in made.policy.parameters()])
             assert bool(known) == fused
     assert metrics[0]["loss"] == pytest.approx(metrics[1]["loss"], rel=1e-9)
     for one, other in zip(*weights):
@@ -187,18 +187,18 @@ def test_behaviour_is_scored_beforehand_where_weights_look_at_all_of_the_batch(s
 def test_a_response_whose_every_token_is_dropped_is_passed_over(settings, tmp_path, minibatch):
     changes = {"objective": LSM, "drop_tokens": [1], "microbatch_tokens": 1, "minibatch": minibatch}
     config = check_config(settings | changes)
-    parts, streams = collected(config, tmp_path)
-    batch = streams["student"]
+    made, responses = collected(config, tmp_path)
+    batch = responses["student"]
     batch.keep[3] = torch.zeros_like(batch.keep[3])
     batch = dataclasses.replace(batch, scores=Scored())
-    batch = scoring.behaviour_scores(config, parts.scorers["behaviour"], "student", batch, 0)
+    batch = scoring.behaviour_scores(config, made.scorers["behaviour"], "student", batch, 0)
     # the first minibatch, which is everything or one response, is left to its own update
     assert len(batch.tokens_of(batch.unscored)) == (
         len(batch.ids) if minibatch is None else first_length(config, batch)
     )
-    streams = {"student": scoring.target_scores(config, parts.scorers, "student", batch, 0)}
-    before = [p.detach().clone() for p in parts.policy.parameters()]
-    metrics = update(config, parts, streams, [3])
+    responses = {"student": scoring.target_scores(config, made.scorers, "student", batch, 0)}
+    before = [p.detach().clone() for p in made.policy.parameters()]
+    metrics = update(config, made, responses, [3])
     assert metrics["tokens"] == 0
-    assert all(torch.equal(one, other) for one, other in zip(before, parts.policy.parameters()))
-    assert update(config, parts, streams, [2, 3, 4])["tokens"] > 0
+    assert all(torch.equal(one, other) for one, other in zip(before, made.policy.parameters()))
+    assert update(config, made, responses, [2, 3, 4])["tokens"] > 0
