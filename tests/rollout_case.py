@@ -21,16 +21,16 @@ def with_rollout(values, **rollout):
     return check_config(values | {"rollout": values["rollout"] | rollout})
 
 
-def collect(config, parts, out, step, controller=None):
-    """The responses of a step, counted from 0, by whose they are; their metrics stay in `parts.seen`."""
-    parts.config = config
-    batch = source.collect(parts, Position(step, controller=controller))
-    parts.seen = batch.metrics
+def collect(config, made, out, step, controller=None):
+    """The responses of a step, counted from 0, by whose they are; their metrics stay in `made.seen`."""
+    made.config = config
+    batch = source.collect(made, Position(step, controller=controller))
+    made.seen = batch.metrics
     return batch.responses
 
 
-def responses(streams, name="student"):
-    return [part.tolist() for part in streams[name].responses]
+def ids_of(responses, name="student"):
+    return [ids.tolist() for ids in responses[name].responses]
 
 
 def cut(ids, limit):
@@ -51,12 +51,12 @@ def references_in(batch):
     return [bool(undrawn[batch.rows == i].all()) for i in range(len(batch.responses))]
 
 
-def solution_ids(parts, text):
-    return [*parts.tokenizer(text, add_special_tokens=False)["input_ids"], EOS]
+def solution_ids(made, text):
+    return [*made.tokenizer(text, add_special_tokens=False)["input_ids"], EOS]
 
 
-def solutions_of_step(config, parts, step):
-    chosen = prompts_of_step(parts.prompts, config, step)
+def solutions_of_step(config, made, step):
+    chosen = prompts_of_step(made.prompts, config, step)
     return [prompt.problem.solution for prompt in chosen]
 
 

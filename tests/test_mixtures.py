@@ -13,9 +13,9 @@ from rollout_case import (
     QUIET,
     collect,
     greedy,
+    ids_of,
     metrics_of,
     references_in,
-    responses,
     solution_ids,
     solutions_of_step,
     with_rollout,
@@ -31,16 +31,16 @@ from driftgate.train.weighing import Moment
 
 def test_reference_solutions_take_their_share_of_the_responses(values, tmp_path):
     config = with_rollout(values, max_new_tokens=13, samples=60, on_policy=0.3)
-    parts, streams = collected(config, tmp_path / "run")
-    batch = streams["student"]
+    made, responses = collected(config, tmp_path / "run")
+    batch = responses["student"]
     references = references_in(batch)
     assert abs(sum(references) / 240 - 0.7) < 4 * math.sqrt(0.3 * 0.7 / 240)
-    own = responses(
-        {"student": collect(with_rollout(values, max_new_tokens=13, samples=60), parts, tmp_path, 0)["student"]}
+    own = ids_of(
+        {"student": collect(with_rollout(values, max_new_tokens=13, samples=60), made, tmp_path, 0)["student"]}
     )
     lengths = set()
-    for i, text in enumerate(solutions_of_step(config, parts, 0)):
-        wanted = solution_ids(parts, text)
+    for i, text in enumerate(solutions_of_step(config, made, 0)):
+        wanted = solution_ids(made, text)
         lengths.add(len(wanted) > 13)
         for n in range(60 * i, 60 * i + 60):
             ids = batch.responses[n].tolist()
@@ -54,30 +54,30 @@ def test_reference_solutions_take_their_share_of_the_responses(values, tmp_path)
 
 def test_the_mixture_is_drawn_anew_at_each_step_and_the_same_on_a_rerun(values, tmp_path):
     config = with_rollout(values, max_new_tokens=8, samples=20, on_policy=0.5)
-    parts, first = collected(config, tmp_path / "run")
-    draws = [references_in(collect(config, parts, tmp_path / "run", step)["student"]) for step in (0, 1)]
+    made, first = collected(config, tmp_path / "run")
+    draws = [references_in(collect(config, made, tmp_path / "run", step)["student"]) for step in (0, 1)]
     again = collected(config, tmp_path / "again")[1]
     assert draws[0] == references_in(first["student"]) == references_in(again["student"])
-    assert responses(first) == responses(again)
+    assert ids_of(first) == ids_of(again)
     assert draws[0] != draws[1]
 
 
 @pytest.mark.parametrize(("share", "references"), [(0.0, True), (1.0, False)])
 def test_the_ends_of_the_mixture(values, tmp_path, share, references):
     config = with_rollout(values, on_policy=share)
-    parts, streams = collected(config, tmp_path / "run")
-    assert references_in(streams["student"]) == [references] * 12
-    metrics = learn(config, parts, streams, range(12), Moment(3, 0))
+    made, responses = collected(config, tmp_path / "run")
+    assert references_in(responses["student"]) == [references] * 12
+    metrics = learn(config, made, responses, range(12), Moment(3, 0))
     assert math.isfinite(metrics["loss"])
-    assert ("mismatch_mean" in distances(streams["student"])) is not references
+    assert ("mismatch_mean" in distances(responses["student"])) is not references
 
 
 @pytest.mark.parametrize("context", [None, "{solution}{problem}"])
 def test_the_prefix_is_the_teachers_and_context_alone(values, tmp_path, context):
     values["teacher"] |= {"context": context}
     config = with_rollout(values, samples=1, max_new_tokens=14, top_p=GREEDY, teacher_prefix=5)
-    parts, streams = collected(config, tmp_path / "run")
-    batch = streams["student"]
+    made, responses = collected(config, tmp_path / "run")
+    batch = responses["student"]
     for prompt, shown, ids, keep in zip(batch.prompts, batch.teacher_prompts, batch.responses, batch.keep):
         begun = greedy(values["teacher"]["path"], shown.tolist(), 5)
         whole = [*begun, *greedy(values["student"]["path"], [*prompt.tolist(), *begun], 14 - 5)]
@@ -85,16 +85,16 @@ def test_the_prefix_is_the_teachers_and_context_alone(values, tmp_path, context)
         assert keep.tolist() == [False] * len(begun) + [True] * (len(whole) - len(begun))
         assert (context is None) == torch.equal(prompt, shown)
     assert len(batch.ids) == sum(int(keep.sum()) for keep in batch.keep) < sum(map(len, batch.responses))
-    metrics = learn(config, parts, streams, range(4), Moment(3, 0))
+    metrics = learn(config, made, responses, range(4), Moment(3, 0))
     assert metrics["tokens"] == len(batch.ids)
 
 
 @pytest.mark.parametrize(("steps", "wanted"), [(4, [10, 8, 5, 2, 0, 0]), (None, [10, 10, 10])])
 def test_the_prefix_shrinks_with_the_run(values, tmp_path, steps, wanted):
     config = with_rollout(values, teacher_prefix=10, teacher_prefix_steps=steps)
-    parts, _ = collected(config, tmp_path / "run")
+    made, _ = collected(config, tmp_path / "run")
     for step, tokens in enumerate(wanted):
-        batch = collect(config, parts, tmp_path / "run", step)["student"]
+        batch = collect(config, made, tmp_path / "run", step)["student"]
         written = [int((~keep).sum()) for keep in batch.keep]
         assert written == [min(tokens, len(ids)) for ids in batch.responses]
         assert max(written) == tokens
@@ -123,62 +123,62 @@ class Recorded:
 @pytest.mark.parametrize(("steps", "shares"), [(4, [1, 0.75, 0.5, 0.25, 0, 0]), (None, [1, 1, 1])])
 def test_the_budget_fades_over_its_steps(values, tmp_path, steps, shares):
     config = with_rollout(values, max_new_tokens=6, kl_budget=0.4, kl_budget_steps=steps)
-    parts, _ = collected(config, tmp_path / "run")
-    parts.engines.student = Recorded(parts.engines.student)
+    made, _ = collected(config, tmp_path / "run")
+    made.engines.student = Recorded(made.engines.student)
     for step, share in enumerate(shares):
-        collect(config, parts, tmp_path / "run", step)
-        sampling = parts.engines.student.asked[-1]
+        collect(config, made, tmp_path / "run", step)
+        sampling = made.engines.student.asked[-1]
         assert sampling.budget == pytest.approx(0.4 * share, abs=1e-12)
         assert (sampling.max_new_tokens, sampling.top_p, sampling.temperature) == (6, 0.9, 1.0)
     plain = with_rollout(values, max_new_tokens=6)
     if steps:  # nothing is left of it: the student's own responses
-        spent = collect(config, parts, tmp_path / "run", 4)
-        assert responses(spent) == responses(collect(plain, parts, tmp_path / "run", 4))
-    guided, own = (collect(c, parts, tmp_path / "run", 0) for c in (config, plain))
-    assert responses(guided) != responses(own)
+        spent = collect(config, made, tmp_path / "run", 4)
+        assert ids_of(spent) == ids_of(collect(plain, made, tmp_path / "run", 4))
+    guided, own = (collect(c, made, tmp_path / "run", 0) for c in (config, plain))
+    assert ids_of(guided) != ids_of(own)
 
 
 def test_the_student_is_scored_as_itself_whoever_leads_its_draws(values, tmp_path):
     config = with_rollout(values, kl_budget=50.0, samples=1, max_new_tokens=10, top_p=GREEDY)
-    parts, streams = collected(config, tmp_path / "run")
-    for prompt, ids in zip(streams["student"].prompts, streams["student"].responses):
+    made, responses = collected(config, tmp_path / "run")
+    for prompt, ids in zip(responses["student"].prompts, responses["student"].responses):
         assert ids.tolist() == greedy(values["teacher"]["path"], prompt.tolist(), 10)  # the budget is the teacher's
-    learn(config, parts, streams, range(len(streams["student"].responses)), Moment(3, 0))
-    assert distances(streams["student"])["mismatch_max"] < 1e-4
+    learn(config, made, responses, range(len(responses["student"].responses)), Moment(3, 0))
+    assert distances(responses["student"])["mismatch_max"] < 1e-4
 
 
-# streams that are not the student's
+# responses that are not the student's own
 
 
-def test_a_reference_stream_is_each_prompts_solution_and_stop(values, tmp_path):
+def test_the_reference_responses_are_each_prompts_solution_and_stop(values, tmp_path):
     terms = {"gold": NLL | {"responses": "reference"}}
     config = check_config(values | {"terms": terms, "rollout": values["rollout"] | {"max_new_tokens": 13}})
-    parts, streams = collected(config, tmp_path / "run")
-    wanted = [solution_ids(parts, text) for text in solutions_of_step(config, parts, 0)]
+    made, responses = collected(config, tmp_path / "run")
+    wanted = [solution_ids(made, text) for text in solutions_of_step(config, made, 0)]
     assert {len(ids) > 13 for ids in wanted} == {True, False}
-    assert responses(streams, "reference") == [ids[:13] for ids in wanted]
-    assert streams["reference"].finished.tolist() == [len(ids) <= 13 for ids in wanted]
-    assert all(keep.all() for keep in streams["reference"].keep)
+    assert ids_of(responses, "reference") == [ids[:13] for ids in wanted]
+    assert responses["reference"].finished.tolist() == [len(ids) <= 13 for ids in wanted]
+    assert all(keep.all() for keep in responses["reference"].keep)
     alone = collected(
         check_config(values | {"rollout": values["rollout"] | {"max_new_tokens": 13}}), tmp_path / "alone"
     )
-    assert responses(streams) == responses(alone[1])
+    assert ids_of(responses) == ids_of(alone[1])
     assert set(alone[1]) == {"student"}
 
 
-def test_a_teacher_stream_is_a_sample_behind_the_teachers_prompt(values, tmp_path):
+def test_the_teachers_responses_are_samples_behind_the_teachers_prompt(values, tmp_path):
     values["teacher"] |= {"context": "{solution}{problem}"}
     horizon = {"kind": "share", "rho": 0.5}
     terms = {"taught": NLL | {"responses": "teacher"}}
     rollout = values["rollout"] | {"max_new_tokens": 12, "horizon": horizon, "top_p": GREEDY}
     config = check_config(values | {"terms": terms, "rollout": rollout})
-    _, streams = collected(config, tmp_path / "run")
-    batch = streams["teacher"]
+    _, responses = collected(config, tmp_path / "run")
+    batch = responses["teacher"]
     assert len(batch.responses) == 4
     for shown, prompt, ids in zip(batch.teacher_prompts, batch.prompts, batch.responses):
         assert len(shown) > len(prompt)
         assert ids.tolist() == greedy(values["teacher"]["path"], shown.tolist(), 12)
-    assert max(map(len, batch.responses)) > max(map(len, responses(streams))) == 6
+    assert max(map(len, batch.responses)) > max(map(len, ids_of(responses))) == 6
 
 
 def double(values, **changes):
@@ -188,44 +188,44 @@ def double(values, **changes):
     return values
 
 
-def gradient(config, parts, streams, step=0):
-    learn(config, parts, streams, range(12), Moment(3, step))
-    return [parameter.grad.clone() for parameter in parts.policy.parameters()]
+def gradient(config, made, responses, step=0):
+    learn(config, made, responses, range(12), Moment(3, step))
+    return [parameter.grad.clone() for parameter in made.policy.parameters()]
 
 
-def slow_nll_gradient(parts, batch):
-    """Of the mean over a stream's tokens of -log p, sequence by sequence behind the student's prompts."""
-    model, losses = parts.policy.model, []
+def slow_nll_gradient(made, batch):
+    """Of the mean over the responses' tokens of -log p, sequence by sequence behind the student's prompts."""
+    model, losses = made.policy.model, []
     for prompt, ids in zip(batch.prompts, batch.responses):
         logits = model(input_ids=torch.cat([prompt, ids])[None]).logits[0, len(prompt) - 1 : -1]
         losses.append(-logits.log_softmax(-1).gather(1, ids[:, None])[:, 0])
     return torch.autograd.grad(torch.cat(losses).mean(), list(model.parameters()))
 
 
-@pytest.mark.parametrize("stream", ["reference", "teacher"])
-def test_a_term_learns_its_own_streams_tokens_by_its_coefficient_of_the_step(values, tmp_path, stream):
+@pytest.mark.parametrize("writer", ["reference", "teacher"])
+def test_a_term_learns_the_tokens_of_its_own_responses_by_its_coefficient_of_the_step(values, tmp_path, writer):
     coef = {"start": 0.5, "end": 2.0, "steps": 6}
-    config = check_config(double(values, terms={"more": NLL | {"responses": stream, "coef": coef}}))
-    parts, streams = collected(config, tmp_path / "run")
+    config = check_config(double(values, terms={"more": NLL | {"responses": writer, "coef": coef}}))
+    made, responses = collected(config, tmp_path / "run")
     alone = collected(check_config(double(values)), tmp_path / "alone")
     main = gradient(check_config(double(values)), *alone)
-    expected = slow_nll_gradient(parts, streams[stream])
+    expected = slow_nll_gradient(made, responses[writer])
     for step, share in [(0, 0.5), (1, 0.75), (4, 1.5), (6, 2.0), (60, 2.0)]:
-        for found, base, more in zip(gradient(config, parts, streams, step), main, expected):
+        for found, base, more in zip(gradient(config, made, responses, step), main, expected):
             assert (found - base - share * more).norm() < 1e-6 * (base.norm() + more.norm())
 
 
 @pytest.mark.parametrize("minibatch", [5, 4, 1])
-def test_each_pass_sees_every_response_of_every_stream_once(values, tmp_path, minibatch):
+def test_each_pass_sees_every_response_of_every_writer_once(values, tmp_path, minibatch):
     terms = {"gold": NLL | {"responses": "reference"}, "taught": NLL | {"responses": "teacher"}}
     config = check_config(values | {"terms": terms, "minibatch": minibatch, "steps": 1, "passes": 2})
     run(config, tmp_path / "run", QUIET)
     updates = [line for line in metrics_of(tmp_path / "run") if line["kind"] == "update"]
-    streams = collected(config, tmp_path / "again")[1]
+    responses = collected(config, tmp_path / "again")[1]
     for key, name in [("tokens", "student"), ("gold.tokens", "reference"), ("taught.tokens", "teacher")]:
         for number in (1, 2):
             seen = sum(line[key] for line in updates if line["pass"] == number)
-            assert seen == len(streams[name].ids)
+            assert seen == len(responses[name].ids)
 
 
 def test_the_phased_recipe_fades_out():
@@ -235,14 +235,14 @@ def test_the_phased_recipe_fades_out():
 
 def test_references_are_not_counted_as_the_students_and_cost_no_decoding(values, tmp_path):
     config = with_rollout(values, on_policy=0.5, samples=6)
-    parts, streams = collected(config, tmp_path / "run")
-    batch = streams["student"]
+    made, responses = collected(config, tmp_path / "run")
+    batch = responses["student"]
     assert 0 < int(batch.written.sum()) < len(batch.responses)
-    engine = parts.engines.student = Recorded(parts.engines.student)
-    sample_responses(parts.engines, prompts_of_step(parts.prompts, config, 0), config, 0, 40, lambda n: None)
+    engine = made.engines.student = Recorded(made.engines.student)
+    sample_responses(made.engines, prompts_of_step(made.prompts, config, 0), config, 0, 40, lambda n: None)
     assert sum(len(request.keys) for request in engine.requests) == int(batch.written.sum())
     rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
     assert [not row["reference"] for row in rows] == batch.written.tolist()
-    metrics = parts.source.batch.metrics
+    metrics = made.source.batch.metrics
     assert metrics["references"] == len(rows) - len(batch.lengths)
     assert metrics["tokens_mean"] == sum(batch.lengths) / len(batch.lengths)

@@ -1,4 +1,4 @@
-"""What steers a rollout: the KL budget, teacher prefixes, horizons and reference solutions."""
+"""What steers a rollout: the KL budget, teacher prefixes and reference solutions."""
 
 import math
 
@@ -36,7 +36,7 @@ def pair(tmp_path_factory):
 def requests(samples=3, seed=0, teacher_prompts=None):
     shown = teacher_prompts or [None] * len(PROMPTS)
     keys = [tuple((seed, i, n) for n in range(samples)) for i in range(len(PROMPTS))]
-    return [Request(*parts) for parts in zip(PROMPTS, keys, shown)]
+    return [Request(*fields) for fields in zip(PROMPTS, keys, shown)]
 
 
 def ids_of(groups):
@@ -255,11 +255,11 @@ def test_prefixes_do_not_depend_on_the_batch_and_count_each_response_once(pair):
     whole = generate_with_prefix(HFEngine(student), HFEngine(teacher), requests(6), PLAIN, 6)
     assert any(r.finished and r.prefix == len(r.ids) for group in whole for r in group)
     for batch in (1, 5):
-        told = []
+        counted = []
         engines = HFEngine(student, batch), HFEngine(teacher, batch)
-        split = generate_with_prefix(*engines, requests(6), PLAIN, 6, told.append)
+        split = generate_with_prefix(*engines, requests(6), PLAIN, 6, counted.append)
         assert ids_of(split) == ids_of(whole)
-        assert sum(told) == len(PROMPTS) * 6
+        assert sum(counted) == len(PROMPTS) * 6
 
 
 def test_no_prefix_is_the_student_alone_and_a_budget_is_the_students(pair):

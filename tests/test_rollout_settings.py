@@ -6,7 +6,7 @@ import signal
 
 import pytest
 from conftest import collected
-from rollout_case import EOS, NLL, QUIET, collect, cut, metrics_of, responses, with_rollout
+from rollout_case import EOS, NLL, QUIET, collect, cut, ids_of, metrics_of, with_rollout
 
 from driftgate.horizon import LengthController
 from driftgate.recipe import check_config
@@ -29,15 +29,15 @@ from driftgate.train.rollouts import counted_lengths
 )
 def test_only_the_first_tokens_are_sampled_up_to_the_limit_of_the_step(values, tmp_path, horizon, limits):
     config = with_rollout(values, max_new_tokens=25, horizon=horizon)
-    parts, _ = collected(config, tmp_path / "run")
+    made, _ = collected(config, tmp_path / "run")
     whole_config = with_rollout(values, max_new_tokens=25)
     for step, limit in enumerate(limits):
-        found = collect(config, parts, tmp_path / "run", step)
-        assert parts.seen.get("limit", 25) == limit
-        whole = collect(whole_config, parts, tmp_path / "run", step)
-        assert responses(found) == [cut(ids, limit) for ids in responses(whole)]
-        assert found["student"].finished.tolist() == [EOS in cut(ids, limit) for ids in responses(whole)]
-    assert max(map(len, responses(found))) == limits[-1]
+        found = collect(config, made, tmp_path / "run", step)
+        assert made.seen.get("limit", 25) == limit
+        whole = collect(whole_config, made, tmp_path / "run", step)
+        assert ids_of(found) == [cut(ids, limit) for ids in ids_of(whole)]
+        assert found["student"].finished.tolist() == [EOS in cut(ids, limit) for ids in ids_of(whole)]
+    assert max(map(len, ids_of(found))) == limits[-1]
 
 
 CONTROLLER = {"kind": "controller", "start": 12, "near": 3, "least_share": 0.85, "change": 4, "patience": 2}
@@ -94,12 +94,12 @@ def test_the_controller_counts_unpruned_tokens(values, tmp_path):
 
 def test_the_controller_of_a_checkpoint_sets_the_next_limit(values, tmp_path):
     config = with_rollout(values, horizon=CONTROLLER)
-    parts, _ = collected(config, tmp_path / "run")
-    assert parts.source.batch.metrics["limit"] == 12
-    streams = collect(config, parts, tmp_path / "run", 1, LengthController(20, misses=1))
-    assert parts.seen["limit"] == max(map(len, responses(streams))) == 20
-    collect(config, parts, tmp_path / "run", 1, LengthController(64))
-    assert parts.seen["limit"] == 40  # max_new_tokens stays the bound
+    made, _ = collected(config, tmp_path / "run")
+    assert made.source.batch.metrics["limit"] == 12
+    responses = collect(config, made, tmp_path / "run", 1, LengthController(20, misses=1))
+    assert made.seen["limit"] == max(map(len, ids_of(responses))) == 20
+    collect(config, made, tmp_path / "run", 1, LengthController(64))
+    assert made.seen["limit"] == 40  # max_new_tokens stays the bound
 
 
 # stopping and going on
@@ -110,7 +110,7 @@ STATEFUL = {
     "mixture": {"rollout": {"on_policy": 0.5}},
     "prefix": {"rollout": {"teacher_prefix": 8, "teacher_prefix_steps": 3}},
     "budget": {"rollout": {"kl_budget": 0.3, "kl_budget_steps": 3}},
-    "streams": {
+    "other responses": {
         "terms": {
             "gold": {
                 "objective": {"kind": "nll"},
@@ -136,18 +136,18 @@ def test_an_interrupted_run_has_the_metrics_of_one_that_was_not(values, tmp_path
     rollout = values["rollout"] | changes.pop("rollout", {})
     config = check_config(values | {"steps": 4, "minibatch": 7} | changes | {"rollout": rollout})
     run(config, tmp_path / "whole", QUIET)
-    original, made = loop.timed_update, []
+    original, updates = loop.timed_update, []
 
     def stopping(*args):
         done = original(*args)
-        made.append(done)
-        if len(made) in (3, 4, 9):  # 4 updates a step: in the middle of the first, at its end, in the third
+        updates.append(done)
+        if len(updates) in (3, 4, 9):  # 4 updates a step: in the middle of the first, at its end, in the third
             os.kill(os.getpid(), signal.SIGTERM)
         return done
 
     monkeypatch.setattr(loop, "timed_update", stopping)
     for _ in range(3):
         with pytest.raises(Stopped):
-            run(config, tmp_path / "parts", QUIET)
-    run(config, tmp_path / "parts", QUIET)
-    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+            run(config, tmp_path / "interrupted", QUIET)
+    run(config, tmp_path / "interrupted", QUIET)
+    assert metrics_of(tmp_path / "interrupted") == metrics_of(tmp_path / "whole")
