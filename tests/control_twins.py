@@ -7,8 +7,6 @@ from itertools import pairwise
 from torch import Tensor
 from twin_batch import Answer, Batch, Spans, Twin, Weights, flat, lsm_loss, mean_one, weighted
 
-# controls and our own
-
 
 def lsm_truncated_is(s: dict[str, Batch], cap=2.0, k=8) -> Twin:
     weights = mean_one([[min(math.exp(d), cap) for d in a.shift] for a in s["student"].answers])

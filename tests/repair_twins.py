@@ -33,8 +33,6 @@ from twin_batch import (
     weighted,
 )
 
-# the works
-
 
 def gkd(s: dict[str, Batch], loss: Callable[[Answer, int], Tensor]) -> Twin:
     return {"main": weighted(s["student"], loss)}, {}

@@ -43,7 +43,7 @@ RIGHT = [False] * 3 + [True] * 3 + [True, False, False] + [True, True, False]  #
 @dataclass
 class Case:
     twin: object
-    """Of the streams: losses of terms, weights of terms."""
+    """From the batch of each writer to losses and weights by term."""
     overrides: str = ""
     weights: str = ""
     """What the weights must show: `vary`, `mask` (some 0, some not) or `mixed` (both)."""
@@ -190,26 +190,26 @@ def prompts(prompt_file, tmp_path_factory):
 
 
 def begin(config, out):
-    """Parts and rollout of a student that is no longer the initial one, with verdicts of every kind."""
-    parts = build_run(config, out)
+    """The run and its responses, of a student that is no longer the initial one, with verdicts of every kind."""
+    made = build_run(config, out)
     draws = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for parameter in parts.policy.parameters():
+        for parameter in made.policy.parameters():
             parameter += 0.01 * torch.randn(parameter.shape, generator=draws, dtype=parameter.dtype)
     if reads_newlines(config):  # lines are rare among random tokens: let a sixth of them end one
-        parts.newline_ids[::6] = True
-    streams = parts.source.take(parts.position).responses
+        made.newline_ids[::6] = True
+    responses = made.source.take(made.position).responses
     if "correct" in config.reads:
-        batch = streams["student"]
-        streams["student"] = dataclasses.replace(batch, correct=torch.tensor(RIGHT).float()[batch.rows])
-    return parts, streams
+        batch = responses["student"]
+        responses["student"] = dataclasses.replace(batch, correct=torch.tensor(RIGHT).float()[batch.rows])
+    return made, responses
 
 
-def seen(config, parts, before, batch, chosen, moment):
-    """A stream's optimiser batch as the twins want it: every model's full log-probabilities, sequence by sequence."""
+def seen(config, made, before, batch, chosen, moment):
+    """A writer's optimiser batch as the twins need it: every model's full log-probabilities, sequence by sequence."""
     kept = [i for i in sorted(chosen) if batch.keep[i].any()]
     models = {
-        "p": parts.policy.model,
+        "p": made.policy.model,
         "o": before,
         "q": loaded(config.teacher.path),
         "first": loaded(config.student.path),
@@ -235,7 +235,7 @@ def seen(config, parts, before, batch, chosen, moment):
         )
         for i in kept
     ]
-    newlines = set(parts.newline_ids.nonzero().flatten().tolist())
+    newlines = set(made.newline_ids.nonzero().flatten().tolist())
     return twin_batch.Batch(answers, moment.age, newlines, draws)
 
 
@@ -255,18 +255,18 @@ def compare(name, case, pair, prompts, out, minibatch):
     paths = [f"student.path={student}", f"teacher.path={teacher}", f"prompts.path={prompts}"]
     shown = [] if "teacher.context" in case.overrides else ["teacher.context=2{problem}"]
     config = load_recipe(name, [*TINY, *paths, *shown, f"minibatch={minibatch}", *case.overrides.split()])
-    parts, streams = begin(config, out)
-    before = copy.deepcopy(parts.policy.model)
+    made, responses = begin(config, out)
+    before = copy.deepcopy(made.policy.model)
     schedule = list(schedule_of(config, 0))
     for number in range(case.age):
-        update(config, parts, streams, schedule, number)
-    chosen, moment = of_streams(config, streams, schedule, case.age), Moment(config.seed, 0, case.age)
-    batches = {n: seen(config, parts, before, batch, chosen[n], moment) for n, batch in streams.items()}
+        update(config, made, responses, schedule, number)
+    chosen, moment = chosen_of(config, responses, schedule, case.age), Moment(config.seed, 0, case.age)
+    batches = {n: seen(config, made, before, batch, chosen[n], moment) for n, batch in responses.items()}
     losses, weights = case.twin(batches)
     total = losses["main"] + sum(coef * losses[term] for term, coef in case.coefs or weights_of_one(losses))
-    parameters = list(parts.policy.model.parameters())
+    parameters = list(made.policy.model.parameters())
     expected = torch.autograd.grad(total, parameters, allow_unused=True)
-    metrics = update(config, parts, streams, schedule, case.age)
+    metrics = update(config, made, responses, schedule, case.age)
     for term, loss in losses.items():
         found = metrics["loss" if term == "main" else f"{term}.loss"]
         assert found == pytest.approx(loss.item(), rel=1e-7), term
@@ -279,15 +279,15 @@ def weights_of_one(losses):
     return [(term, 1.0) for term in losses if term != "main"]
 
 
-def of_streams(config, streams, schedule, number):
-    return {n: sequences_of(config, n, batch, schedule[number % len(schedule)]) for n, batch in streams.items()}
+def chosen_of(config, responses, schedule, number):
+    return {n: sequences_of(config, n, batch, schedule[number % len(schedule)]) for n, batch in responses.items()}
 
 
-def update(config, parts, streams, schedule, number):
-    portions = Batch(config, streams, parts.newline_ids).portion(schedule[number % len(schedule)])
-    updated = parts.learner.update(portions, Moment(config.seed, 0, number))
+def update(config, made, responses, schedule, number):
+    portions = Batch(config, responses, made.newline_ids).portion(schedule[number % len(schedule)])
+    updated = made.learner.update(portions, Moment(config.seed, 0, number))
     if updated.old_logp is not None:
-        streams["student"] = streams["student"].with_behaviour(updated.old_logp)
+        responses["student"] = responses["student"].with_behaviour(updated.old_logp)
     return updated.metrics
 
 

@@ -35,7 +35,7 @@ class Answer:
 
 @dataclass
 class Batch:
-    """One optimiser batch of one stream."""
+    """What one optimiser batch takes of the responses of one writer."""
 
     answers: list[Answer]
     age: int = 0
@@ -161,11 +161,11 @@ def candidate_loss(k: int) -> Callable[[Answer, int], Tensor]:
     def loss(a: Answer, t: int) -> Tensor:
         support = top(a.o[t], k)
         mass = [a.p[t, v].exp().item() for v in support]
-        parts = [
+        losses = [
             share / sum(mass) * clipped_gain(a.p[t, v], a.o[t, v].item(), (a.q[t, v] - a.p[t, v]).item(), 0.2, 3.0)
             for v, share in zip(support, mass)
         ]
-        return sum(parts)
+        return sum(losses)
 
     return loss
 
