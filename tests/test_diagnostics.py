@@ -13,8 +13,6 @@ from driftgate.method.head import Summary
 from driftgate.method.scores import TokenScores
 from driftgate.train.diagnostics import distribution_sums, repetition
 
-# --- diagnostics
-
 
 def slow_distribution(student, teacher, k):
     """Sums over positions of two rows of log-probabilities of the whole vocabulary."""

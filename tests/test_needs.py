@@ -6,8 +6,6 @@ from driftgate.method.scores import Needs
 from driftgate.recipe import load_recipe
 from driftgate.train.scoring import needs_of
 
-# --- what is scored
-
 
 def needs(*overrides, responses="student", diagnose=False, recipe="sandbox/lsm_none"):
     every = f"diagnostics.every={int(diagnose)}"

@@ -1,4 +1,4 @@
-"""Divergences, supports and policy-gradient losses against their twins, and facts that follow from the equations."""
+"""Divergences and the policy gradient of the sampled token: their twins, and facts that follow from the equations."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""From a configuration to weights: what a factor's values are, what its controls keep, and what its draws depend on."""
+"""From a configuration to weights: what a factor's values are, and its Bernoulli draws."""
 
 import math
 

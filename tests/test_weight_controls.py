@@ -15,8 +15,6 @@ from driftgate.errors import RunError
 from driftgate.method.spans import fixed_spans, token_spans
 from driftgate.train.weighing import Moment
 
-# --- controls
-
 
 @pytest.mark.parametrize("partition", ["token", "block8"])
 def test_shuffles_keep_the_spans_values(partition):
@@ -146,7 +144,7 @@ def test_of_no_token_there_is_no_weight(kind):
     assert weighed.weight.shape == weighed.raw.shape == (0,)
 
 
-def test_a_gate_that_closes_on_a_whole_sequence_is_told():
+def test_a_gate_that_closes_on_a_whole_sequence_is_an_error():
     case = Case([20, 20], 23)
     with pytest.raises(RunError, match=r"gate\.tau"):
         case.weigh({"gate": GateSettings(spans="block", size=4, tau=1e9, scope="sequence").factor})

@@ -72,7 +72,7 @@ def test_a_factors_name_does_not_collide_with_a_sum(name):
     assert ours == theirs
 
 
-def test_gates_that_close_on_everything_are_told():
+def test_gates_that_close_on_everything_are_an_error():
     case = Case([20, 20], 26)
     with pytest.raises(RunError, match="tau = 1000000000"):
         summed(case, {"gate": GateSettings(spans="block", size=4, tau=1e9).factor}, case.teacher, [[0, 1]])

@@ -15,7 +15,6 @@ LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=5)
 QUICK = settings(max_examples=20, deadline=None)
 LONG = [300, 1, 200, 64, 17]
 NOW = Moment(seed=1, step=2, age=3)
-CONTROLS = ["constant", "resample", "shuffle_within", "shuffle_across", "inverse", "shuffle_boundaries"]
 NEWLINES = torch.arange(50) < 2
 
 
@@ -73,9 +72,6 @@ def factor_of(**settings_):
 
 def starts_of(spans):
     return [place for place in range(len(spans)) if place == 0 or spans[place] != spans[place - 1]]
-
-
-# --- addressed draws
 
 
 RANDOM = {
