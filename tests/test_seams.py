@@ -11,8 +11,9 @@ from driftgate.errors import InputError
 from driftgate.method.scores import Needs, Scored, TokenScores
 from driftgate.models.policy import Policy
 from driftgate.recipe import check_config
-from driftgate.train.build import build_run, enable_checkpointing
+from driftgate.train.build import build_run
 from driftgate.train.loop import train
+from driftgate.train.policies import enable_checkpointing
 from driftgate.train.portions import Batch, schedule
 from driftgate.train.scoring import check_scorers
 from driftgate.train.sums import Sums

@@ -39,17 +39,26 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.head.device
+        return self._embedding.device
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V, without padding."""
+        return min(self._embedding.shape[0], self.vocabulary or self._embedding.shape[0])
 
     @property
     def head(self) -> Tensor:
         """[V, H]: logits are hidden @ head.T."""
-        return self.model.get_output_embeddings().weight[: self.vocabulary]  # type: ignore[operator, index]
+        return self._embedding[: self.vocabulary]
+
+    @property
+    def _embedding(self) -> Tensor:
+        return self.model.get_output_embeddings().weight  # type: ignore[operator, return-value]
 
     @property
     def wide(self) -> torch.dtype:
         """The dtype of log-probabilities: float32, or float64 for a float64 model."""
-        return torch.float64 if self.head.dtype == torch.float64 else torch.float32
+        return torch.float64 if self._embedding.dtype == torch.float64 else torch.float32
 
     def forward(self, batch: MicroBatch, finish: Callable[[Tensor, Tensor], Result]) -> Result:
         """finish(hidden [N, H], head [V, H]), where hidden row n is the state that predicts response token n.
@@ -68,7 +77,7 @@ class Policy(nn.Module):
         The copy is made once for a whole rollout. Autocast would cast every weight again at every token.
         """
         self._ask_for_checkpoints(False)
-        if self.compute is None or DTYPES[self.compute] == self.head.dtype:
+        if self.compute is None or DTYPES[self.compute] == self._embedding.dtype:
             return self.model
         cast = {id(p): nn.Parameter(p.detach().to(DTYPES[self.compute])) for p in self.model.parameters()}
         return copy.deepcopy(self.model, cast)  # type: ignore[arg-type]

@@ -61,7 +61,7 @@ class HFEngine:
             return [self.policy]
         if self.guide is None:
             raise ValueError(f"budget = {budget} nats needs a guide: HFEngine(policy, batch, guide)")
-        ours, theirs = self.policy.head.shape[0], self.guide.head.shape[0]
+        ours, theirs = self.policy.vocabulary_size, self.guide.vocabulary_size
         if ours != theirs:
             raise ValueError(f"the guide has {theirs} tokens, the student {ours}: set Policy.vocabulary to the fewer")
         return [self.policy, self.guide]

@@ -1,7 +1,6 @@
 """Everything that a run needs, loaded and checked before any compute is spent; restored where there is a checkpoint."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,17 +9,16 @@ from transformers import PreTrainedTokenizerBase
 from ..config import TrainConfig
 from ..data.experience import Experience
 from ..data.prompts import encode_prompts, load_problems
-from ..errors import InputError
 from ..models import load
-from ..models.policy import Policy, check_head
+from ..models.policy import Policy
 from ..rollout.hf import HFEngine
-from ..scorers.local import LocalScorer
 from ..verify.grading import Grader
 from . import checkpoint
 from .checkpoint import Position
-from .checks import check_problems, check_supports, needs_initial, reads_newlines
+from .checks import check_problems, reads_newlines
 from .determinism import prepare_torch
 from .learner import Learner
+from .policies import load_policies, scorers_of
 from .rollouts import Engines
 from .run import Run
 from .scoring import check_scorers
@@ -57,54 +55,11 @@ def build_run(config: TrainConfig, out: Path) -> Run:
         learner=learner,
         prompts=prompts,
         # a pass over the whole vocabulary, which other weights have no use for
-        newline_ids=newline_ids(tokenizer, policy.head.shape[0] if reads_newlines(config) else 0),
+        newline_ids=newline_ids(tokenizer, policy.vocabulary_size if reads_newlines(config) else 0),
         grader=Grader(),
         position=position,
         pending=pending,
     )
-
-
-def load_policies(
-    config: TrainConfig, checkpoint_model: Path | None, device: torch.device
-) -> tuple[Policy, dict[str, Policy]]:
-    """The student, from a checkpoint where there is one, and those it is compared with: "teacher" and, where a term
-    asks for it, "initial"; all cut to the vocabulary that they share. Raises InputError."""
-    settings = config.student
-    if checkpoint_model is not None:
-        settings = settings.model_copy(update={"path": str(checkpoint_model)})
-    policy = Policy(load.load_model(settings, "student", device), config.student.compute)
-    targets = {"teacher": Policy(load.load_model(config.teacher, "teacher", device), config.teacher.compute)}
-    check_head(policy, "student", config.student.path)
-    check_head(targets["teacher"], "teacher", config.teacher.path)
-    if needs_initial(config):
-        targets["initial"] = Policy(load.load_model(config.student, "student", device), config.student.compute)
-    vocabulary = min(policy.head.shape[0], targets["teacher"].head.shape[0])
-    for each in (policy, *targets.values()):
-        each.vocabulary = vocabulary
-    for target in targets.values():
-        target.requires_grad_(False)
-    check_supports(config, vocabulary)
-    if config.student.gradient_checkpointing:
-        enable_checkpointing(policy)
-    return policy, targets
-
-
-def enable_checkpointing(policy: Policy) -> None:
-    """Recompute the layers' activations in the backward pass. Raises InputError for a model that cannot."""
-    model: Any = policy.model
-    if not model.supports_gradient_checkpointing:
-        raise InputError(
-            f"student.gradient_checkpointing = true: {type(model).__name__} does not support it; set it to false, "
-            f"and lower microbatch_tokens if memory is short"
-        )
-    model.gradient_checkpointing_enable()
-
-
-def scorers_of(config: TrainConfig, policy: Policy, targets: dict[str, Policy]) -> dict[str, LocalScorer]:
-    """The student under "behaviour", and the targets. Only the teacher sees prompts of its own."""
-    how = config.microbatch_tokens, config.rollout.temperature
-    scorers = {name: LocalScorer(each, *how, teacher_prompts=name == "teacher") for name, each in targets.items()}
-    return {"behaviour": LocalScorer(policy, *how), **scorers}
 
 
 def learner_of(config: TrainConfig, policy: Policy, targets: dict[str, Policy]) -> Learner:

@@ -7,15 +7,13 @@ place under another name and renamed into it. `model/` inside is an ordinary Hug
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from ..data.experience import Experience
 from ..errors import RunError
@@ -45,13 +43,15 @@ class Position:
 def save(
     folder: Path,
     position: Position,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    write_model: Callable[[Path], None],
     learner_state: dict[str, Any],
     pending: Mapping[str, Experience],
     keep: int,
 ) -> Path:
-    """Write a checkpoint, then delete all but the newest `keep`. Raises RunError where the disk refuses."""
+    """Write a checkpoint, then delete all but the newest `keep`. Raises RunError where the disk refuses.
+
+    write_model: writes the student into a folder that it makes.
+    """
     target = folder / position.name
     partial = folder / (position.name + PARTIAL)
     if target.exists():
@@ -61,8 +61,7 @@ def save(
         for stale in folder.glob(f"*{PARTIAL}"):
             shutil.rmtree(stale)
         partial.mkdir()
-        model.save_pretrained(partial / "model")  # type: ignore[operator]
-        tokenizer.save_pretrained(partial / "model")
+        write_model(partial / "model")
         torch.save(learner_state | {"random": torch.get_rng_state()}, partial / "learner.pt")
         for responses, batch in pending.items():
             batch.save(partial / f"pending-{responses}.safetensors")

@@ -13,6 +13,7 @@ from ..config import TrainConfig
 from ..data.experience import Experience
 from ..data.prompts import Prompt
 from ..models.policy import Policy
+from ..models.save import save_model
 from ..scorers.scorer import Scorer
 from ..stop import Stopped, StopSignal
 from ..verify.grading import Grader
@@ -98,4 +99,7 @@ class Run:
         """A checkpoint of where the run stands."""
         pending = self.source.pending() if self.position.update else {}
         folder, keep, state = self.out / "checkpoints", self.config.checkpoint.keep, self.learner.state_dict()
-        checkpoint.save(folder, self.position, self.policy.model, self.tokenizer, state, pending, keep)
+        checkpoint.save(folder, self.position, self.write_model, state, pending, keep)
+
+    def write_model(self, folder: Path) -> None:
+        save_model(self.policy, self.tokenizer, folder)
