@@ -47,16 +47,20 @@ def train(
         str | None,
         typer.Option(help="Use models, prompts and sizes of this family, such as qwen3, not the embedded pair's."),
     ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Ranks on this machine; torchrun starts them on several.")] = 1,
 ) -> None:
     """Train a recipe; resumes from the last checkpoint where the run folder has one."""
+    from .ranks import joined
     from .recipe import load_recipe
     from .train.command import run
 
-    run(
-        load_recipe(recipe, overrides, family),
-        out or Path("runs", family or "", Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe),
-        console,
-    )
+    if processes > 1 and "RANK" not in os.environ:
+        from .launch import launch
+
+        sys.exit(launch(processes, [sys.executable, "-m", "driftgate", *sys.argv[1:]]))
+    folder = out or Path("runs", family or "", Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe)
+    with joined() as world:
+        run(load_recipe(recipe, overrides, family), folder, console, world=world)
 
 
 @app.command("eval")

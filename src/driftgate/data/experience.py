@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..method.scores import Scored, TokenScores
-from .packing import MicroBatch, micro_batches, pack
+from ..world import Alone, World
+from .packing import MicroBatch, dealt, nothing, pack
 from .prompts import Prompt
 from .response import Response
 
@@ -138,16 +139,26 @@ class Experience:
         return torch.isin(self.rows, torch.tensor(sequences, dtype=torch.int64)).nonzero().flatten()
 
     def micro_batches(
-        self, sequences: Sequence[int], token_budget: int, device: torch.device, teacher: bool = False
+        self,
+        sequences: Sequence[int],
+        token_budget: int,
+        device: torch.device,
+        teacher: bool = False,
+        world: World | None = None,
     ) -> Iterator[MicroBatch]:
-        """The forwards that cover `sequences`, behind the student's or the teacher's prompts.
+        """This rank's share of the forwards that cover `sequences`, behind the student's or the teacher's prompts; as
+        many as every other rank makes.
 
         A sequence none of whose tokens is in the stream needs no forward.
         """
+        world = world or Alone()
         sequences = [i for i in sequences if self.keep[i].any()]
         prompts = self.teacher_prompts if teacher else self.prompts
         lengths = [len(p) + len(r) for p, r in zip(prompts, self.responses)]
-        for group in map(sorted, micro_batches(lengths, sequences, token_budget)):
+        for group in map(sorted, dealt(lengths, sequences, token_budget, world.rank, world.size)):
+            if not group:
+                yield nothing(device)
+                continue
             chosen = ([part[i] for i in group] for part in (prompts, self.responses, self.keep, self.starts))
             yield pack(*chosen, device=device)  # type: ignore[arg-type]
 

@@ -39,6 +39,33 @@ def micro_batches(lengths: Sequence[int], sequences: Sequence[int], token_budget
     return groups
 
 
+def dealt(lengths: Sequence[int], sequences: Sequence[int], token_budget: int, rank: int, size: int) -> list[list[int]]:
+    """The groups that one of `size` ranks takes of `sequences`; every rank gets as many, of about the same padded size.
+    A rank for which there is none left gets an empty group.
+
+    With several ranks the sequences are cut into smaller groups than the budget allows, so that every rank has work.
+    """
+    whole = micro_batches(lengths, sequences, token_budget)
+    if size == 1 or not whole:
+        return whole
+    rounds = -(-len(whole) // size)
+    low, high = 0, token_budget  # the smallest budget that needs no more rounds
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = len(micro_batches(lengths, sequences, middle)) <= rounds * size
+        low, high = (low, middle) if enough else (middle, high)
+    groups = micro_batches(lengths, sequences, high)
+    groups.sort(key=lambda group: (-len(group) * max(lengths[i] for i in group), group[0]))
+    own = groups[rank::size]
+    return own + [[]] * (rounds - len(own))
+
+
+def nothing(device: torch.device) -> MicroBatch:
+    """A micro-batch without a token to learn from: forward and backward change nothing, and ranks stay in step."""
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    return MicroBatch(ids, ids.new_zeros(0), torch.zeros(0, dtype=torch.int64), 0)
+
+
 def pack(
     prompts: Sequence[Tensor],
     responses: Sequence[Tensor],

@@ -36,6 +36,8 @@ class Policy(nn.Module):
             layer.register_forward_hook(_ask_again, always_call=True)
         self.vocabulary: int | None = None
         """Ids from here on are padding of the output embedding that the other model lacks; None for no such id."""
+        self.gather: Callable[[torch.dtype | None], nn.Module] | None = None
+        """Makes a whole copy of weights that are sharded over ranks, cast to a type; None for weights that are not."""
 
     @property
     def device(self) -> torch.device:
@@ -72,14 +74,17 @@ class Policy(nn.Module):
             return finish(hidden, self.head)
 
     def for_decoding(self) -> nn.Module:
-        """The live model, or a copy cast to `compute` where the weights are of another type.
+        """The live model; or a copy, where the weights are of another type than `compute`, or sharded over ranks.
 
         The copy is made once for a whole rollout. Autocast would cast every weight again at every token.
         """
         self._ask_for_checkpoints(False)
-        if self.compute is None or DTYPES[self.compute] == self._embedding.dtype:
+        dtype = None if self.compute is None else DTYPES[self.compute]
+        if self.gather is not None:
+            return self.gather(dtype)
+        if dtype in (None, self._embedding.dtype):
             return self.model
-        cast = {id(p): nn.Parameter(p.detach().to(DTYPES[self.compute])) for p in self.model.parameters()}
+        cast = {id(p): nn.Parameter(p.detach().to(dtype)) for p in self.model.parameters()}
         return copy.deepcopy(self.model, cast)  # type: ignore[arg-type]
 
     def _ask_for_checkpoints(self, on: bool) -> None:

@@ -32,9 +32,13 @@ def generate_with_prefix(
         for key, start in zip(request.keys, starts)
         if left and not start.finished
     ]
-    if advance is not None:
-        advance(sum(len(starts) for starts in begun) - len(pending))
-    rest = iter(student.generate(pending, replace(sampling, max_new_tokens=left), advance) if pending else [])
+    ended = iter([sum(len(starts) for starts in begun) - len(pending)])
+
+    def advanced(count: int) -> None:
+        if advance is not None:
+            advance(count + next(ended, 0))
+
+    rest = iter(student.generate(pending, replace(sampling, max_new_tokens=left), advanced) if pending else [])
     return [[_joined(s, None if s.finished or not left else next(rest)[0]) for s in starts] for starts in begun]
 
 

@@ -12,6 +12,7 @@ import torch
 from ..data.experience import Experience
 from ..method.scores import Needs, TokenScores
 from ..models.policy import Policy
+from ..world import Alone, World
 from .score_tokens import score_tokens
 
 EVERYTHING = 10**9
@@ -23,9 +24,17 @@ class LocalScorer:
 
     can = Needs(logp=True, entropy=True, top=EVERYTHING, at_ids=True, hidden=True)
 
-    def __init__(self, policy: Policy, microbatch_tokens: int, temperature: float, teacher_prompts: bool = False):
-        """teacher_prompts: whether it sees the teacher's prompts, where these differ from the student's."""
-        self.policy = policy
+    def __init__(
+        self,
+        policy: Policy,
+        microbatch_tokens: int,
+        temperature: float,
+        teacher_prompts: bool = False,
+        world: World | None = None,
+    ):
+        """teacher_prompts: whether it sees the teacher's prompts, where these differ from the student's. world: the
+        ranks that share the work."""
+        self.policy, self.world = policy, world or Alone()
         self.microbatch_tokens = microbatch_tokens
         self.temperature = temperature
         self.teacher_prompts = teacher_prompts
@@ -34,11 +43,12 @@ class LocalScorer:
         """See `Scorer.score`. Where logits are made at all, `logp` comes with them."""
         groups = [range(len(batch.responses))] if groups is None else groups
         budget, device = self.microbatch_tokens, self.policy.device
-        micros = chain.from_iterable(batch.micro_batches(g, budget, device, self.teacher_prompts) for g in groups)
+        how = budget, device, self.teacher_prompts, self.world
+        micros = chain.from_iterable(batch.micro_batches(group, *how) for group in groups)
         ids = batch.ids[:, None] if needs.logits else batch.ids[:, None][:, :0]
         if needs.at_ids:
             ids = torch.cat([ids, batch.readable("student_top_ids")], 1)
-        found = score_tokens(self.policy, micros, ids, needs, self.temperature)
+        found = score_tokens(self.policy, micros, ids, needs, self.temperature, self.world)
         if found.logp is None:
             return found
         at_ids = found.logp[:, 1:] if needs.at_ids else None

@@ -12,14 +12,20 @@ from ..data.packing import MicroBatch
 from ..method import head
 from ..method.scores import Needs, TokenScores
 from ..models.policy import Policy
+from ..world import Alone, World
 
 
 @torch.no_grad()
 def score_tokens(
-    policy: Policy, micros: Iterable[MicroBatch], ids: Tensor, needs: Needs, temperature: float
+    policy: Policy,
+    micros: Iterable[MicroBatch],
+    ids: Tensor,
+    needs: Needs,
+    temperature: float,
+    world: World | None = None,
 ) -> TokenScores:
     """`logp` [N, K] of ids int64 [N, K] and, as needed, `entropy`, `top_ids`, `top_logp` and `hidden`; on the CPU, 0
-    where no micro-batch reaches. Without ids (K = 0) no logits are made, and `logp` is None."""
+    where no micro-batch of any rank reaches. Without ids (K = 0) no logits are made, and `logp` is None."""
     scores = {"logp": torch.zeros(ids.shape, dtype=policy.wide)} if ids.shape[1] else {}
     for micro in micros:
 
@@ -29,7 +35,7 @@ def score_tokens(
         for name, value in policy(micro, finish).items():
             whole = scores.setdefault(name, torch.zeros(len(ids), *value.shape[1:], dtype=value.dtype))
             whole[micro.tokens] = value.cpu()
-    return TokenScores(**scores)
+    return TokenScores(**{name: (world or Alone()).add(value) for name, value in scores.items()})
 
 
 def _of_micro_batch(hidden: Tensor, weight: Tensor, ids: Tensor, needs: Needs, temperature: float) -> TokenScores:

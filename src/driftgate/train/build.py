@@ -10,12 +10,16 @@ from ..config import TrainConfig
 from ..data.experience import Experience
 from ..data.prompts import encode_prompts, load_problems
 from ..models import load
+from ..models.identity import fingerprint
 from ..models.policy import Policy
+from ..rollout.engine import Engine
 from ..rollout.hf import HFEngine
+from ..rollout.shared import SharedEngine
 from ..verify.grading import Grader
+from ..world import Alone, World
 from . import checkpoint
 from .checkpoint import Position
-from .checks import check_problems, reads_newlines
+from .checks import check_problems, check_ranks, reads_newlines
 from .determinism import prepare_torch
 from .learner import Learner
 from .policies import load_policies, scorers_of
@@ -24,17 +28,23 @@ from .run import Run
 from .scoring import check_scorers
 
 
-def build_run(config: TrainConfig, out: Path) -> Run:
-    """Load, check and, where `out` has a checkpoint, restore. Raises InputError."""
+def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run:
+    """Load, check and, where `out` has a checkpoint, restore; on every rank of a world. Raises InputError."""
+    world = world or Alone()
     device = prepare_torch(config)
+    check_ranks(config, world)
     tokenizer = load.load_tokenizer(config.student, "student")
     teacher_tokenizer = load.load_tokenizer(config.teacher, "teacher")
     load.check_vocabularies(tokenizer, teacher_tokenizer)
     problems = load_problems(config.prompts)
     check_problems(problems, config)
-    last = checkpoint.all_checkpoints(out / "checkpoints")[-1:]
-    policy, targets = load_policies(config, last[0] / "model" if last else None, device)
-    scorers = scorers_of(config, policy, targets)
+    last = world.share(checkpoint.all_checkpoints(out / "checkpoints")[-1:])[0]
+    loaded_on = device if world.size == 1 else torch.device("cpu")  # the shards alone go to the device
+    policy, targets = load_policies(config, last[0] / "model" if last else None, loaded_on)
+    fingerprints = fingerprints_of(policy, targets["teacher"], tokenizer) if world.rank == 0 else {}
+    if world.size > 1:
+        shard_policies(config, policy, targets, device)
+    scorers = scorers_of(config, policy, targets, world)
     check_scorers(config, scorers)
     both = (policy.model, tokenizer), (targets["teacher"].model, teacher_tokenizer)
     stop_ids = load.choose_stop_ids(*both, config.rollout.stop_ids)
@@ -42,7 +52,7 @@ def build_run(config: TrainConfig, out: Path) -> Run:
     contexts |= {"teacher_context": load.context_length(targets["teacher"].model)}
     new, template = config.rollout.max_new_tokens, config.teacher.context
     prompts = encode_prompts(problems, tokenizer, config.prompts, new, teacher_template=template, **contexts)
-    learner = learner_of(config, policy, targets)
+    learner = learner_of(config, policy, targets, world)
     position, pending = _restore(last[0], learner) if last else (Position(), {})
     return Run(
         config=config,
@@ -51,7 +61,7 @@ def build_run(config: TrainConfig, out: Path) -> Run:
         targets=targets,
         tokenizer=tokenizer,
         scorers=scorers,
-        engines=engines_of(config, policy, targets["teacher"], tokenizer, stop_ids, learner.version),
+        engines=engines_of(config, policy, targets["teacher"], tokenizer, stop_ids, learner.version, world),
         learner=learner,
         prompts=prompts,
         # a pass over the whole vocabulary, which other weights have no use for
@@ -59,12 +69,30 @@ def build_run(config: TrainConfig, out: Path) -> Run:
         grader=Grader(),
         position=position,
         pending=pending,
+        fingerprints=fingerprints,
+        world=world,
     )
 
 
-def learner_of(config: TrainConfig, policy: Policy, targets: dict[str, Policy]) -> Learner:
+def fingerprints_of(policy: Policy, teacher: Policy, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    return {"student": fingerprint(policy, tokenizer), "teacher": fingerprint(teacher, tokenizer)}
+
+
+def shard_policies(config: TrainConfig, policy: Policy, targets: dict[str, Policy], device: torch.device) -> None:
+    """Each rank keeps its share of every model. A divergence over the vocabulary reads its target's output embedding in
+    every micro-batch, so that stays whole."""
+    from ..models.shard import all_ranks, shard  # a process alone needs none of it
+
+    mesh = all_ranks(device)
+    shard(policy, mesh)
+    read = {name for t in config.all_terms.values() for name, needs in t.objective.needs.items() if needs.hidden}
+    for name, target in targets.items():
+        shard(target, mesh, keep_head=name in read)
+
+
+def learner_of(config: TrainConfig, policy: Policy, targets: dict[str, Policy], world: World) -> Learner:
     heads = {name: lambda each=each: each.head for name, each in targets.items()}
-    return Learner(config, policy, config.steps * config.passes * config.updates_per_step, heads)
+    return Learner(config, policy, config.steps * config.passes * config.updates_per_step, heads, world)
 
 
 def engines_of(
@@ -74,15 +102,19 @@ def engines_of(
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: tuple[int, ...],
     version: int,
+    world: World,
 ) -> Engines:
     """version: optimiser updates that the student has seen."""
-    student = HFEngine(policy, config.rollout.batch, guide=teacher)
+    student: Engine = HFEngine(policy, config.rollout.batch, guide=teacher)
+    writer: Engine = HFEngine(teacher, config.rollout.batch)
+    if world.size > 1:
+        student, writer = SharedEngine(student, world), SharedEngine(writer, world)
     student.load(policy, version)
 
     def encode(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    return Engines(student, HFEngine(teacher, config.rollout.batch), stop_ids, encode)
+    return Engines(student, writer, stop_ids, encode)
 
 
 def newline_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
@@ -96,4 +128,8 @@ def newline_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
 def _restore(path: Path, learner: Learner) -> tuple[Position, dict[str, Experience]]:
     position, state, pending = checkpoint.load(path)
     learner.load_state_dict(state)
+    if learner.world.size > 1 or not state["optimizer"]["state"]:
+        from .sharded import restore_moments
+
+        restore_moments(path, learner)
     return position, pending

@@ -7,7 +7,8 @@ place under another name and renamed into it. `model/` inside is an ordinary Hug
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,35 +54,62 @@ def save(
     write_model: writes the student into a folder that it makes.
     """
     target = folder / position.name
-    partial = folder / (position.name + PARTIAL)
     if target.exists():
         return target
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob(f"*{PARTIAL}"):
-            shutil.rmtree(stale)
-        partial.mkdir()
+    with writing(target) as partial:
+        begin(partial)
         write_model(partial / "model")
-        torch.save(learner_state | {"random": torch.get_rng_state()}, partial / "learner.pt")
-        for responses, batch in pending.items():
-            batch.save(partial / f"pending-{responses}.safetensors")
-        (partial / "position.json").write_text(json.dumps(asdict(position)))
-        _flush(partial)
-        partial.rename(target)
-        _sync(folder)
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch and safetensors wrap "no space left" in their own
+        write_state(partial, position, learner_state, pending)
+        complete(partial, target)
+    delete_old(folder, keep)
+    return target
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """The folder to write a checkpoint into before it is renamed to `target`. Raises RunError where the disk
+    refuses."""
+    partial = target.with_name(target.name + PARTIAL)
+    try:
+        yield partial
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and safetensors wrap "no space left" in their own
         shutil.rmtree(partial, ignore_errors=True)
         raise RunError(
             f"checkpoint {target}: could not be written ({error}); the one before is kept. "
             f"Free disk space and run the same command again to go on"
         ) from error
+
+
+def begin(partial: Path) -> None:
+    """An empty folder, and none that an earlier attempt left."""
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    for stale in partial.parent.glob(f"*{PARTIAL}"):
+        shutil.rmtree(stale)
+    partial.mkdir()
+
+
+def write_state(
+    partial: Path, position: Position, learner_state: dict[str, Any], pending: Mapping[str, Experience]
+) -> None:
+    """Everything but the models."""
+    torch.save(learner_state | {"random": torch.get_rng_state()}, partial / "learner.pt")
+    for responses, batch in pending.items():
+        batch.save(partial / f"pending-{responses}.safetensors")
+    (partial / "position.json").write_text(json.dumps(asdict(position)))
+
+
+def complete(partial: Path, target: Path) -> None:
+    """Push the checkpoint to the disk and make it count."""
+    _flush(partial)
+    partial.rename(target)
+    _sync(target.parent)
+
+
+def delete_old(folder: Path, keep: int) -> None:
+    """All but the newest `keep`."""
     for old in all_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
-    return target
 
 
 def all_checkpoints(folder: Path) -> list[Path]:

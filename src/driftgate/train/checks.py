@@ -1,10 +1,12 @@
 """What a run's settings ask of its problems, vocabulary and scorers; refused before any compute is spent."""
 
 from collections.abc import Sequence
+from importlib import metadata
 
 from ..config import TrainConfig
 from ..data.prompts import Problem
 from ..errors import InputError
+from ..world import World
 
 TOPS = {"student_top_ids", "teacher_top_ids", "student_top_logp", "teacher_top_logp"}
 """What reads `diagnostics.k` most probable tokens."""
@@ -25,6 +27,32 @@ def check_problems(problems: Sequence[Problem], config: TrainConfig) -> None:
                 f"prompts.path = {config.prompts.path}: {why}, but problem {lacking[0]!r} has no {name} "
                 f"({len(lacking)} of {len(problems)} lack it); add it, rename with prompts.columns, or take that "
                 f"setting out"
+            )
+
+
+def check_ranks(config: TrainConfig, world: World) -> None:
+    """Work for every rank, and the same packages and settings everywhere. Raises InputError."""
+    responses = config.prompts.per_step * config.rollout.samples
+    update = min(config.minibatch or responses, responses)
+    if world.size > update:
+        raise InputError(
+            f"{world.size} processes: an optimiser update learns from {update} responses, so some would have none; "
+            f"start fewer, or raise prompts.per_step, rollout.samples or minibatch"
+        )
+    versions = {name: metadata.version(name) for name in ("driftgate", "torch", "transformers")}
+    settings = config.model_dump(mode="json")
+    for rank, (other_versions, other_settings) in enumerate(world.share((versions, settings))):
+        for name, value in versions.items():
+            if other_versions[name] != value:
+                raise InputError(
+                    f"rank {rank} has {name} {other_versions[name]}, rank {world.rank} has {value}; install the same "
+                    f"version everywhere"
+                )
+        changed = [name for name in settings if settings[name] != other_settings.get(name)]
+        if changed:
+            raise InputError(
+                f"rank {rank} was started with other settings than rank {world.rank}: {', '.join(changed)}; start "
+                f"all ranks with the same command"
             )
 
 

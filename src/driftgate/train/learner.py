@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import TrainConfig
 from ..data.packing import MicroBatch
@@ -70,12 +70,19 @@ class Learner:
         return self.schedule.last_epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser and schedule; the weights are saved apart."""
-        return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        """Optimiser and schedule; the weights are saved apart. With several ranks the optimiser's moments are too."""
+        optimizer = self.optimizer.state_dict()
+        if self.world.size > 1:
+            optimizer["state"] = {}
+        return {"optimizer": optimizer, "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """What is trained, by the names that the model has for it."""
+        return [(name, p) for name, p in self.policy.model.named_parameters() if p.requires_grad]
 
     def free_gradients(self) -> None:
         """Give the gradients' memory back, for instance to a rollout."""
@@ -93,8 +100,9 @@ class Learner:
         metrics = _metrics(work, sums) | {f"tau.{name}": value for name, value in work.tau.items()}
         if diagnose:
             metrics["grad_norm_ratio"] = norm / plain if plain else 1.0
-        metrics |= {"padding": work.padding / max(work.positions, 1), "grad_norm": norm, "lr": float(lr)}
-        return Updated(metrics, work.found_old_logp())
+        forwards = self.world.sum({"positions": work.positions, "padding": work.padding})
+        metrics |= {"padding": forwards["padding"] / max(forwards["positions"], 1), "grad_norm": norm, "lr": float(lr)}
+        return Updated(metrics, work.found_old_logp(self.world))
 
     def _accumulate(self, work: Update) -> dict[str, Sums]:
         """Forward and backward of every micro-batch. Returns each term's sums."""
@@ -112,10 +120,13 @@ class Learner:
         return {name: part.over(self.world) for name, part in sums.items()}
 
     def _micro_batches(self, portion: Portion) -> Iterator[MicroBatch]:
-        return portion.batch.micro_batches(portion.sequences, self.config.microbatch_tokens, self.policy.device)
+        """This rank's share."""
+        budget, device = self.config.microbatch_tokens, self.policy.device
+        return portion.batch.micro_batches(portion.sequences, budget, device, world=self.world)
 
     def _weigh_ahead(self, work: Update) -> None:
-        """Find the weights of the terms that need all of the optimiser batch's before the backward."""
+        """Find the weights of the terms that need all of the optimiser batch's before the backward; every rank finds
+        all of them."""
         logp: Tensor | None = None
         for name, term in work.terms.items():
             portion = work.portions.get(term.responses)
@@ -130,8 +141,7 @@ class Learner:
             sums.add({}, weighed)
             weight, raw = (torch.zeros(len(portion.batch.ids), dtype=w.dtype) for w in (weighed.weight, weighed.raw))
             weight[tokens], raw[tokens] = weighed.weight, weighed.raw
-            denominator = sums.over(self.world).denominator(term, f"term {name}")
-            work.ahead[name] = Ahead(weight, raw, denominator)
+            work.ahead[name] = Ahead(weight, raw, sums.denominator(term, f"term {name}"))
 
     def _live_logp(self, portion: Portion, work: Update) -> Tensor:
         """log p(y_t) of the current student, float [tokens of the group] on the CPU. At age 0 these are the old
@@ -140,7 +150,7 @@ class Learner:
         if work.fresh and scored is not None:
             return scored
         ids, temperature = portion.batch.ids[:, None], self.config.rollout.temperature
-        found = score_tokens(self.policy, self._micro_batches(portion), ids, Needs(logp=True), temperature)
+        found = score_tokens(self.policy, self._micro_batches(portion), ids, Needs(logp=True), temperature, self.world)
         assert found.logp is not None
         return found.logp[:, 0]
 
@@ -157,7 +167,7 @@ class Learner:
             if not math.isfinite(part.totals.get("loss", 0.0)):
                 raise RunError(f"the loss is {part.totals['loss']}" + (f" (term {name})" if name != "main" else ""))
         self._divide(work, sums)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip_norm))
+        norm = whole_value(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.optimizer.clip_norm))
         if not math.isfinite(norm):
             raise RunError(f"the gradient norm is {norm}")
         self.optimizer.step()
@@ -180,7 +190,7 @@ class Learner:
         if sums["main"].totals:
             self._divide(plain, sums)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        return whole_value(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
 
     def _lr_factor(self, update: int, updates: int) -> float:
         """Share of the peak learning rate at `update`, counted from 0."""
@@ -190,6 +200,11 @@ class Learner:
         left = 1 - (update - settings.warmup) / max(updates - settings.warmup, 1)
         shapes = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
         return max(shapes[settings.schedule], 0.0)
+
+
+def whole_value(value: Tensor) -> float:
+    """A number that may still have to be added up over the ranks that hold its parts; all of them call this."""
+    return float(value.full_tensor() if hasattr(value, "full_tensor") else value)  # type: ignore[operator]
 
 
 def _metrics(work: Update, sums: dict[str, Sums]) -> dict[str, float]:

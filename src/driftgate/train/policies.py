@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..models import load
 from ..models.policy import Policy, check_head
 from ..scorers.local import LocalScorer
+from ..world import World
 from .checks import check_supports, needs_initial
 
 
@@ -49,8 +50,8 @@ def enable_checkpointing(policy: Policy) -> None:
     model.gradient_checkpointing_enable()
 
 
-def scorers_of(config: TrainConfig, policy: Policy, targets: dict[str, Policy]) -> dict[str, LocalScorer]:
+def scorers_of(config: TrainConfig, policy: Policy, targets: dict[str, Policy], world: World) -> dict[str, LocalScorer]:
     """The student under "behaviour", and the targets. Only the teacher sees prompts of its own."""
     how = config.microbatch_tokens, config.rollout.temperature
-    scorers = {name: LocalScorer(each, *how, teacher_prompts=name == "teacher") for name, each in targets.items()}
-    return {"behaviour": LocalScorer(policy, *how), **scorers}
+    scorers = {name: LocalScorer(each, *how, name == "teacher", world) for name, each in targets.items()}
+    return {"behaviour": LocalScorer(policy, *how, world=world), **scorers}

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import Tensor
@@ -52,18 +53,27 @@ class Run:
     position: Position
     pending: dict[str, Experience] = field(default_factory=dict)
     """The rollout batch of a step that was interrupted, by whose responses they are; empty between steps."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of "student" and "teacher" as the session found them; on rank 0 alone."""
     world: World = field(default_factory=Alone)
     stop: StopSignal = field(default_factory=StopSignal)
 
     def __post_init__(self) -> None:
         self.display = Display(Console(quiet=True), self.config.steps, self.position.step)
         self.source: Source = Lockstep(self, self.pending)
+        self.sharded: Any = None
+        """Writes the checkpoints of several ranks."""
+        if self.world.size > 1:
+            from .sharded import ShardedCheckpoints  # a process alone needs none of it
+
+            folder, keep = self.out / "checkpoints", self.config.checkpoint.keep
+            self.sharded = ShardedCheckpoints(self.world, folder, keep, self.policy, self.tokenizer, self.learner)
         self.latest: dict[str, float] = {}
         """Metrics of the last update."""
 
     @cached_property
     def metrics(self) -> Metrics:
-        return Metrics(self.out / "metrics.jsonl", self.position)
+        return Metrics(self.out / "metrics.jsonl", self.position, self.world.rank == 0)
 
     def decode(self, ids: tuple[int, ...]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -98,8 +108,16 @@ class Run:
     def save(self) -> None:
         """A checkpoint of where the run stands."""
         pending = self.source.pending() if self.position.update else {}
+        if self.sharded is not None:
+            self.sharded.save(self.position, pending)
+            return
         folder, keep, state = self.out / "checkpoints", self.config.checkpoint.keep, self.learner.state_dict()
         checkpoint.save(folder, self.position, self.write_model, state, pending, keep)
 
     def write_model(self, folder: Path) -> None:
         save_model(self.policy, self.tokenizer, folder)
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is on the disk. Raises RunError where it could not be written."""
+        if self.sharded is not None:
+            self.sharded.wait()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..data.experience import Experience
+from ..data.prompts import Prompt
+from ..data.response import Response
 from .checkpoint import Position
 from .portions import Batch
 from .records import make_experience, rollout_metrics, rollout_rows
@@ -80,15 +82,25 @@ def roll_out(run: Run, step: int, limit: int) -> tuple[dict[str, Experience], li
     run.display.rollout(len(prompts) * run.config.rollout.samples)
 
     def advance(responses: int) -> None:
+        """Raises Stopped, which engines that several ranks share pass on to all of them."""
         run.display.advance(responses)
         run.stop.check()
 
     sampled = sample_responses(run.engines, prompts, run.config, step, limit, advance)
-    rows = rollout_rows(prompts, sampled, run.decode, run.grader)
-    write_rollouts(run.out / "rollouts" / f"step-{step + 1:06d}.jsonl", rows)
+    rows = graded(run, prompts, sampled)
+    if run.world.rank == 0:
+        write_rollouts(run.out / "rollouts" / f"step-{step + 1:06d}.jsonl", rows)
     verdicts = [row["correct"] for row in rows]
     student = make_experience(prompts, sampled, verdicts, run.config, limit, run.learner.version)
     return {"student": student} | other_responses(run.engines, prompts, run.config, step, run.stop.check), rows
+
+
+def graded(run: Run, prompts: Sequence[Prompt], sampled: Sequence[Sequence[Response]]) -> list[dict[str, Any]]:
+    """The rows of rollouts/; each rank grades the responses to its share of the prompts."""
+    rank, size = run.world.rank, run.world.size
+    own = rollout_rows(prompts[rank::size], sampled[rank::size], run.decode, run.grader)
+    shares = [iter(part) for part in run.world.share(own)]
+    return [next(shares[place % size]) for place, group in enumerate(sampled) for _ in group]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Every entry is a sum over tokens (but for a minimum and for quantiles), so the s
 
 import math
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import torch
@@ -43,10 +44,10 @@ class Sums:
 
     def over(self, world: World) -> "Sums":
         """The same over all ranks."""
-        minima = torch.tensor([self.least, self.least_factor], dtype=torch.float64)
-        least, least_factor = world.gather(minima).view(-1, 2).amin(0).tolist()
-        weights = [world.gather(torch.cat(self.weights))] if self.weights else []
-        return Sums(self.known, world.sum(self.totals), least, least_factor, weights)
+        if world.size == 1:
+            return self
+        least, factors, weights = zip(*world.share((self.least, self.least_factor, [w.cpu() for w in self.weights])))
+        return Sums(self.known, world.sum(self.totals), min(least), min(factors), list(chain(*weights)))
 
     def denominator(self, term: TermSettings, where: str) -> float:
         """What the sum of weight * loss is divided by: tokens, or those kept, times the mean of each factor that is to

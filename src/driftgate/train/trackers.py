@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..files import replace_file
 from .checkpoint import Position
@@ -11,16 +11,23 @@ from .checkpoint import Position
 class Metrics:
     """metrics.jsonl: a line per rollout batch (`kind` "rollout") and per optimiser update ("update")."""
 
-    def __init__(self, path: Path, position: Position):
-        """Lines from beyond the position that the run resumes at are dropped: they are about to be made again."""
+    def __init__(self, path: Path, position: Position, writes: bool = True):
+        """Lines from beyond the position that the run resumes at are dropped: they are about to be made again.
+
+        writes: False on ranks that leave writing to rank 0.
+        """
+        self.file: TextIO | None = None
+        if not writes:
+            return
         lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
         kept = "".join(line for line in lines if line.endswith("\n") and _is_before(json.loads(line), position))
         replace_file(path, kept)
         self.file = path.open("a")
 
     def log(self, kind: str, **values: Any) -> None:
-        self.file.write(json.dumps({"kind": kind, **values}) + "\n")
-        self.file.flush()
+        if self.file is not None:
+            self.file.write(json.dumps({"kind": kind, **values}) + "\n")
+            self.file.flush()
 
 
 def _is_before(line: dict[str, Any], position: Position) -> bool:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..config.terms import TermSettings
+from ..world import World
 from .portions import Portion
 from .weighing import Moment
 
@@ -80,9 +81,10 @@ class Update:
             self.old_logp = torch.zeros(len(batch.ids), dtype=logp.dtype)
         self.old_logp[tokens] = logp.detach().cpu()
 
-    def found_old_logp(self) -> Tensor | None:
-        """float [tokens of the sequences that were unscored]: see `old_logp`; None where there were none."""
+    def found_old_logp(self, world: World) -> Tensor | None:
+        """float [tokens of the sequences that were unscored]: see `old_logp`, of all ranks; None where there were
+        none."""
         if self.old_logp is None:
             return None
         batch = self.portions["student"].batch
-        return self.old_logp[batch.tokens_of(batch.unscored)]
+        return world.add(self.old_logp)[batch.tokens_of(batch.unscored)]

@@ -1,0 +1,74 @@
+"""A policy sharded over ranks by torch's FSDP2: each keeps a share of every parameter and gathers a layer at a time.
+
+Gradients are added up over the ranks, not averaged: the learner divides once, by the denominator of the whole batch.
+"""
+
+import copy
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from .policy import Policy
+
+
+def all_ranks(device: torch.device) -> DeviceMesh:
+    """The mesh of all ranks, on their devices of this type."""
+    return init_device_mesh(device.type, (dist.get_world_size(),))
+
+
+def shard(policy: Policy, mesh: DeviceMesh, keep_head: bool = False) -> None:
+    """Shard a policy that every rank holds whole, on the CPU; the shards move to the mesh's device.
+
+    mesh: one dimension, all ranks. keep_head: leave the output embedding whole on every rank, for a divergence over the
+    vocabulary, which reads it outside the policy's own forward.
+    """
+    outline = outline_of(policy.model)
+    policy.gather = lambda dtype: whole_copy(policy, outline, dtype)
+    kept = {policy.model.get_output_embeddings().weight} if keep_head else set()  # type: ignore[operator, union-attr]
+    for layer in layers_of(policy.model):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(policy, mesh=mesh, ignored_params=kept)
+    for weight in kept:
+        weight.data = weight.data.to(mesh.device_type)
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other way to leave the sum undivided
+            module.set_gradient_divide_factor(1.0)
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers: the longest list of modules in the body."""
+    lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList)]  # type: ignore[union-attr, operator]
+    return list(max(lists, key=len, default=nn.ModuleList()))
+
+
+def outline_of(model: nn.Module) -> nn.Module:
+    """The same modules without the numbers: parameters on the meta device, buffers as they are."""
+    empty = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, empty)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def whole_copy(policy: Policy, outline: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """A plain model with the weights of all ranks, cast to `dtype` where given. Every rank has to call this."""
+    reshard(policy)
+    empty, memo = dict(outline.named_parameters()), {}
+    for name, parameter in policy.model.named_parameters():
+        value = whole_tensor(parameter.detach())
+        memo[id(empty[name])] = nn.Parameter(value.to(dtype or value.dtype), requires_grad=False)
+    return copy.deepcopy(outline, memo).to(policy.device)
+
+
+def reshard(policy: Policy) -> None:
+    """Free the parameters that a forward without gradient leaves gathered."""
+    if isinstance(policy, FSDPModule):
+        policy.reshard()
+
+
+def whole_tensor(value: Tensor) -> Tensor:
+    """All of a tensor that may be sharded. Every rank has to call this."""
+    return value.full_tensor() if isinstance(value, DTensor) else value

@@ -1,0 +1,154 @@
+"""Checkpoints of a run on several ranks: each writes its shards (torch.distributed.checkpoint) while training goes on.
+
+`shards/` in a checkpoint's folder holds the weights and the optimiser's moments. From it rank 0 makes `model/`, the
+Hugging Face folder, one layer in memory at a time; then the folder counts.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..data.experience import Experience
+from ..errors import RunError
+from ..models.policy import Policy
+from ..models.save import save_layers
+from ..models.shard import reshard
+from ..world import World
+from . import checkpoint
+from .checkpoint import Position
+
+if TYPE_CHECKING:
+    from .learner import Learner
+
+SHARDS = "shards"
+
+
+class ShardedCheckpoints:
+    """Writes them one at a time, in the background; a second one waits for the first."""
+
+    def __init__(
+        self,
+        world: World,
+        folder: Path,
+        keep: int,
+        policy: Policy,
+        tokenizer: PreTrainedTokenizerBase,
+        learner: Learner,
+    ):
+        self.world, self.folder, self.keep = world, folder, keep
+        self.policy, self.tokenizer, self.learner = policy, tokenizer, learner
+        self.group: Any = dist.new_group(backend="gloo")  # its own, as the training's collectives go on meanwhile
+        self.written: Future | None = None
+        self.finisher: Thread | None = None
+        self.error: RunError | None = None
+
+    def save(self, position: Position, pending: Mapping[str, Experience]) -> None:
+        """Every rank calls this; it returns once the weights are copied. Raises RunError where the disk refuses, this
+        time or the last."""
+        self.wait()
+        target = self.folder / position.name
+        if self.world.share(target.exists())[0]:
+            return
+        if self.world.rank == 0:
+            with checkpoint.writing(target) as partial:
+                checkpoint.begin(partial)
+                checkpoint.write_state(partial, position, self.learner.state_dict(), pending)
+        self.world.share(None)  # the folder is there
+        reshard(self.policy)
+        state = weights_of(self.policy) | moments_of(self.learner)
+        shards = target.with_name(target.name + checkpoint.PARTIAL) / SHARDS
+        # copied before the call returns: the next update changes them while they are written
+        writer = FileSystemWriter(shards)
+        self.written = cast(Future, async_save(state, storage_writer=writer, process_group=self.group))
+        self.finisher = Thread(target=self._finish, args=(target,), name="driftgate checkpoint")
+        self.finisher.start()
+
+    def wait(self) -> None:
+        """Until the last one is whole. Raises RunError where it could not be written."""
+        if self.finisher is not None:
+            self.finisher.join()
+            self.finisher = self.written = None
+        if self.error is not None:
+            raise self.error
+
+    def _finish(self, target: Path) -> None:
+        assert self.written is not None
+        try:
+            with checkpoint.writing(target) as partial:
+                self.written.result()  # on rank 0: the shards of all ranks
+                if self.world.rank == 0:
+                    save_layers(self.policy, self.tokenizer, partial / "model", lambda like: read(partial, like))
+                    checkpoint.complete(partial, target)
+                    checkpoint.delete_old(self.folder, self.keep)
+        except RunError as error:
+            self.error = error
+
+
+def read(folder: Path, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Whole weights from a checkpoint's shards; like: their names, shapes and types."""
+    found = {f"model.{name}": torch.empty(v.shape, dtype=v.dtype) for name, v in like.items()}
+    _read_into(found, folder, alone=True)
+    return {name.removeprefix("model."): value for name, value in found.items()}
+
+
+def weights_of(policy: Policy) -> dict[str, Tensor]:
+    """What is trained, each as a shard."""
+    return {f"model.{name}": p.detach() for name, p in policy.model.named_parameters() if p.requires_grad}
+
+
+def moments_of(learner: Learner) -> dict[str, Tensor]:
+    """The optimiser's state by parameter, each as a shard."""
+    every = ((name, learner.optimizer.state.get(p, {})) for name, p in learner.named_parameters())
+    return {f"{key}.{name}": value for name, state in every for key, value in state.items()}
+
+
+def restore_moments(folder: Path, learner: Learner) -> None:
+    """The optimiser's state from a checkpoint that any number of ranks wrote, for any number of ranks."""
+    if (folder / SHARDS).is_dir():
+        _load_moments(folder, learner)
+    else:
+        _shard_moments(learner)
+
+
+def _load_moments(folder: Path, learner: Learner) -> None:
+    saved = FileSystemReader(folder / SHARDS).read_metadata().state_dict_metadata
+    found: dict[str, Tensor] = {}
+    for name, parameter in learner.named_parameters():
+        if f"step.{name}" in saved:
+            found[f"step.{name}"] = torch.zeros((), device=parameter.device)
+            found |= {f"{key}.{name}": torch.zeros_like(parameter.detach()) for key in ("exp_avg", "exp_avg_sq")}
+    _read_into(found, folder, alone=learner.world.size == 1)
+    for name, parameter in learner.named_parameters():
+        if f"step.{name}" in saved:
+            keys = "step", "exp_avg", "exp_avg_sq"
+            learner.optimizer.state[parameter] = {key: found[f"{key}.{name}"] for key in keys}
+
+
+def _read_into(found: dict[str, Tensor], folder: Path, alone: bool) -> None:
+    """alone: read by one rank, without a word to the others."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # so it is meant
+        load(found, storage_reader=FileSystemReader(folder / SHARDS), no_dist=alone)
+
+
+def _shard_moments(learner: Learner) -> None:
+    """Whole moments, as one process saves them, cut as the parameters are."""
+    for parameter, state in learner.optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(parameter, DTensor) and value.dim():
+                cut = parameter.device_mesh, parameter.placements
+                state[key] = distribute_tensor(value, *cut, src_data_rank=None)
