@@ -11,10 +11,14 @@ import time
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import load_file
 
+from driftgate.recipe import check_config
+from driftgate.train.command import run
 from driftgate.train.folder import final_model
 
+QUIET = Console(quiet=True)
 TRAIN = [sys.executable, "-m", "driftgate", "train"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -113,12 +117,16 @@ def test_no_rank_waits_for_a_dead_one(recipe, tmp_path, by_torchrun):
         assert "rank 1 (" in lines[0]
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
-def test_another_number_of_ranks_goes_on(recipe, tmp_path, before, after):
-    trained(recipe, tmp_path / "moved", "steps=1", "optimizer.lr=0.001", ranks=before)
-    trained(recipe, tmp_path / "moved", "steps=2", "optimizer.lr=0.001", ranks=after)
-    trained(recipe, tmp_path / "whole", "steps=2", "optimizer.lr=0.001", ranks=1)
-    assert_same(tmp_path / "moved", tmp_path / "whole", tolerance=1e-5)
+def test_other_numbers_of_ranks_go_on(settings, tmp_path):
+    """Two ranks make the first step, one process the second, three ranks the third."""
+    settings = settings | {"optimizer": {"lr": 0.001}, "checkpoint": {"every": 1}}
+    recipe, moved, whole = tmp_path / "recipe.yaml", tmp_path / "moved", tmp_path / "whole"
+    recipe.write_text(yaml.safe_dump(settings))
+    trained(str(recipe), moved, "steps=1", ranks=2)
+    run(check_config(settings | {"steps": 2}), moved, QUIET)
+    trained(str(recipe), moved, "steps=3", ranks=3)
+    run(check_config(settings | {"steps": 3}), whole, QUIET)
+    assert_same(moved, whole, tolerance=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +134,6 @@ def test_another_number_of_ranks_goes_on(recipe, tmp_path, before, after):
     [
         (["minibatch=1"], "2 processes: an optimiser update learns from 1 responses"),
         (["student.path=/nowhere"], "student.path = '/nowhere'"),
-        (["steps=none"], "steps"),
     ],
 )
 def test_bad_input_is_said_once(recipe, tmp_path, words, message):

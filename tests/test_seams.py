@@ -5,12 +5,19 @@ import dataclasses
 import pytest
 import torch
 from conftest import collected, learn
+from hypothesis import given
+from hypothesis import strategies as st
 
 from driftgate.data.experience import Experience
+from driftgate.data.packing import dealt, micro_batches
+from driftgate.data.response import Response
 from driftgate.errors import InputError
 from driftgate.method.scores import Needs, Scored, TokenScores
 from driftgate.models.policy import Policy
 from driftgate.recipe import check_config
+from driftgate.rollout.engine import Request
+from driftgate.rollout.shared import SharedEngine, share_of
+from driftgate.stop import Stopped
 from driftgate.train.build import build_run
 from driftgate.train.loop import train
 from driftgate.train.policies import enable_checkpointing
@@ -18,6 +25,7 @@ from driftgate.train.portions import Batch, schedule
 from driftgate.train.scoring import check_scorers
 from driftgate.train.sums import Sums
 from driftgate.train.weighing import Moment, Weighed
+from driftgate.world import Alone
 
 GATE = {"gate": {"spans": "block", "size": 8, "tau": 30.0}}
 
@@ -120,19 +128,17 @@ def test_scores_of_some_tokens_are_those_rows():
     assert some.entropy is None
 
 
-class TwoRanks:
-    """A world in which the other rank has seen the same once more."""
+class TwoRanks(Alone):
+    """A world in which the other rank has seen the same once more, and half the weights."""
 
-    rank, size = 0, 2
+    size = 2
 
     def sum(self, totals):
         return {name: 2 * value for name, value in totals.items()}
 
-    def gather(self, values):
-        return torch.cat([values, values + 1])
-
-    def agree(self, wish):
-        return wish
+    def share(self, value):
+        least, least_factor, weights = value
+        return [value, (least / 2, least_factor, [weight / 2 for weight in weights])]
 
 
 def test_sums_over_ranks_add_totals_and_keep_the_least_weight():
@@ -141,8 +147,92 @@ def test_sums_over_ranks_add_totals_and_keep_the_least_weight():
     sums.add({"loss": torch.tensor(3.0)}, Weighed(gate, gate, torch.tensor(-0.5)))
     whole = sums.over(TwoRanks())
     assert (whole.totals["loss"], whole.totals["tokens"]) == (6.0, 4.0)
-    assert (whole.least, whole.least_factor) == (0.25, -0.5)
-    assert torch.cat(whole.weights).tolist() == [0.5, 0.25, 1.5, 1.25]
+    assert (whole.least, whole.least_factor) == (0.125, -0.5)
+    assert torch.cat(whole.weights).tolist() == [0.5, 0.25, 0.25, 0.125]
+    assert sums.over(Alone()) is sums
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 200), st.integers(1, 5))
+def test_ranks_share_the_forwards_evenly(lengths, budget, size):
+    sequences = list(range(len(lengths)))
+    shares = [dealt(lengths, sequences, budget, rank, size) for rank in range(size)]
+    assert len({len(share) for share in shares}) == 1
+    groups = [group for share in shares for group in share]
+    assert sorted(i for group in groups for i in group) == sequences
+    padded = [len(group) * max(lengths[i] for i in group) for group in groups if group]
+    assert all(cost <= max(budget, max(lengths)) for cost in padded)
+    alone = micro_batches(lengths, sequences, budget)
+    assert len(shares[0]) == -(-len(alone) // size)  # no more rounds than one process's forwards ask for
+    if size == 1:
+        assert shares[0] == alone
+
+
+def test_a_whole_batch_in_one_forward_is_cut_for_the_ranks():
+    lengths = [10, 11, 12, 13, 14, 15, 16, 17]
+    shares = [dealt(lengths, list(range(8)), 10_000, rank, 2) for rank in range(2)]
+    assert [len(share) for share in shares] == [1, 1]
+    assert sorted(len(group) for share in shares for group in share) == [4, 4]
+
+
+class Written:
+    """An engine that notes what it was asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def load(self, policy, version):
+        self.version = version
+
+    def generate(self, requests, sampling, advance=None):
+        self.asked.append(requests)
+        advance(sum(len(request.keys) for request in requests))
+        return [[Response((int(key[0]),), (0.0,), True) for key in request.keys] for request in requests]
+
+
+class Together(Alone):
+    """One of three ranks, all of which run in this process, one after the other."""
+
+    size = 3
+
+    def __init__(self, rank, shared):
+        self.rank, self.shared, self.asked = rank, shared, False
+
+    def share(self, value):
+        self.shared[self.rank] = value
+        return list(self.shared)
+
+    def ask_to_stop(self):
+        self.asked = True
+
+
+def test_ranks_write_a_share_of_the_responses_each_and_get_all():
+    requests = [Request((1,), tuple((10 * i + n,) for n in range(count))) for i, count in enumerate((4, 1, 3, 2))]
+    shared, shares, counted = [None] * 3, [], []
+    for rank in (0, 1, 2):
+        engine = SharedEngine(Written(), Together(rank, shared))
+        groups = engine.generate(requests, None, counted.append) if rank == 2 else None
+        if rank < 2:
+            shared[rank] = engine.engine.generate(share_of(requests, rank, 3), None, lambda n: None)
+        shares.append([len(request.keys) for request in engine.engine.asked[0]])
+    assert shares == [[3], [1, 1, 1], [2, 2]]
+    assert [[response.ids[0] for response in group] for group in groups] == [
+        [key[0] for key in request.keys] for request in requests
+    ]
+    assert counted == [4 * 3]
+
+
+def test_where_one_rank_is_asked_to_stop_all_stop():
+    def advance(count):
+        raise Stopped
+
+    world = Together(0, [None] * 3)
+    with pytest.raises(Stopped):
+        SharedEngine(Written(), world).generate([Request((1,), ((1,),))] * 3, None, advance)
+    assert world.asked
+    other = Together(1, [None] * 3)
+    other.asked_to_stop = True
+    with pytest.raises(Stopped):
+        SharedEngine(Written(), other).generate([Request((1,), ((1,),))] * 3, None, None)
 
 
 def test_a_gate_of_tau_zero_trains_as_no_gate(settings, tmp_path):
