@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from driftgate.ranks import joined
 from driftgate.recipe import check_config
 from driftgate.train.build import build_run
+from driftgate.train.folder import final_model
 from driftgate.train.loop import timed_update
 from driftgate.train.portions import schedule
 
@@ -39,6 +41,7 @@ def trained(settings, out, world):
     rollout = {name: value for name, value in batch.metrics.items() if not name.startswith("seconds")}
     scores = dict(batch.student.scores.behaviour.items()), dict(batch.student.scores.teacher.items())
     return {
+        "saved": saved(run, weights),
         "responses": responses,
         "rollout": rollout,
         "scores": scores,
@@ -46,6 +49,21 @@ def trained(settings, out, world):
         "weights": weights,
         "share": sum(shares),
     }
+
+
+def saved(run, weights):
+    """Whether a checkpoint holds these weights, although they change as soon as `save` returns."""
+    run.position.step = 1
+    run.save()
+    with torch.no_grad():
+        for parameter in run.learner.parameters:
+            parameter.add_(1)
+    run.finish()
+    run.world.share(None)  # rank 0 is done too
+    found = {}
+    for path in final_model(run.out).glob("*.safetensors"):
+        found |= load_file(path)
+    return all(torch.equal(value, weights[f"model.{name}"]) for name, value in found.items())
 
 
 def whole(value):

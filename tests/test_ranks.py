@@ -107,6 +107,8 @@ def differences(name, one, other):
     # the modules' norms run in float32 even in a float64 model, so another cut costs a digit or two
     if weights > (1e-12 if "cut" in name else 1e-14 if double else 5e-7):
         yield f"weights by {weights:.1e}"
+    if not (one["saved"] and other["saved"]):
+        yield "the checkpoint holds other weights"
     if one["responses"] != other["responses"] or one["rollout"] != other["rollout"]:
         yield "responses"
     for update, (a, b) in enumerate(zip(one["metrics"], other["metrics"])):
