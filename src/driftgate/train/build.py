@@ -1,5 +1,7 @@
 """Everything that a run needs, loaded and checked before any compute is spent; restored where there is a checkpoint."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,12 +14,14 @@ from ..data.prompts import encode_prompts, load_problems
 from ..models import load
 from ..models.policy import Policy
 from ..rollout.hf import HFEngine
+from ..scorers.scorer import Scorer
 from ..verify.grading import Grader
 from . import checkpoint
 from .checkpoint import Position
 from .checks import check_problems, reads_newlines
 from .determinism import prepare_torch
 from .learner import Learner
+from .offload import Parked, ParkedEngine, ParkedScorer, park, park_state
 from .policies import load_policies, scorers_of
 from .rollouts import Engines
 from .run import Run
@@ -34,7 +38,9 @@ def build_run(config: TrainConfig, out: Path) -> Run:
     check_problems(problems, config)
     last = checkpoint.all_checkpoints(out / "checkpoints")[-1:]
     policy, targets = load_policies(config, last[0] / "model" if last else None, device)
-    scorers = scorers_of(config, policy, targets)
+    parked = park(config, policy, targets)
+    scorers: dict[str, Scorer] = {**scorers_of(config, policy, targets)}
+    scorers |= {name: ParkedScorer(scorers[name], model) for name, model in parked.items()}
     check_scorers(config, scorers)
     both = (policy.model, tokenizer), (targets["teacher"].model, teacher_tokenizer)
     stop_ids = load.choose_stop_ids(*both, config.rollout.stop_ids)
@@ -42,8 +48,9 @@ def build_run(config: TrainConfig, out: Path) -> Run:
     contexts |= {"teacher_context": load.context_length(targets["teacher"].model)}
     new, template = config.rollout.max_new_tokens, config.teacher.context
     prompts = encode_prompts(problems, tokenizer, config.prompts, new, teacher_template=template, **contexts)
-    learner = learner_of(config, policy, targets)
+    learner = learner_of(config, policy, targets, parked)
     position, pending = _restore(last[0], learner) if last else (Position(), {})
+    engines = engines_of(config, policy, targets["teacher"], tokenizer, stop_ids, learner.version)
     return Run(
         config=config,
         out=out,
@@ -51,7 +58,7 @@ def build_run(config: TrainConfig, out: Path) -> Run:
         targets=targets,
         tokenizer=tokenizer,
         scorers=scorers,
-        engines=engines_of(config, policy, targets["teacher"], tokenizer, stop_ids, learner.version),
+        engines=parked_engines(config, engines, parked.get("teacher")),
         learner=learner,
         prompts=prompts,
         # a pass over the whole vocabulary, which other weights have no use for
@@ -62,9 +69,16 @@ def build_run(config: TrainConfig, out: Path) -> Run:
     )
 
 
-def learner_of(config: TrainConfig, policy: Policy, targets: dict[str, Policy]) -> Learner:
-    heads = {name: lambda each=each: each.head for name, each in targets.items()}
-    return Learner(config, policy, config.steps * config.passes * config.updates_per_step, heads)
+def learner_of(
+    config: TrainConfig, policy: Policy, targets: Mapping[str, Policy], parked: Mapping[str, Parked]
+) -> Learner:
+    """parked: those of the targets that wait in the computer's memory."""
+    heads: dict[str, Callable[[], Tensor]] = {name: lambda each=each: each.head for name, each in targets.items()}
+    heads |= {name: model.head for name, model in parked.items()}
+    learner = Learner(config, policy, config.steps * config.passes * config.updates_per_step, heads)
+    if "optimizer" in config.offload:
+        park_state(learner.optimizer, policy.device)
+    return learner
 
 
 def engines_of(
@@ -83,6 +97,14 @@ def engines_of(
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     return Engines(student, HFEngine(teacher, config.rollout.batch), stop_ids, encode)
+
+
+def parked_engines(config: TrainConfig, engines: Engines, teacher: Parked | None) -> Engines:
+    """The engines, where the teacher waits in the computer's memory: it comes to write, or to guide the student."""
+    if teacher is None:
+        return engines
+    student = ParkedEngine(engines.student, teacher) if config.rollout.kl_budget else engines.student
+    return replace(engines, student=student, teacher=ParkedEngine(engines.teacher, teacher))
 
 
 def newline_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:

@@ -25,7 +25,7 @@ from ..recipe import check_config
 from . import checkpoint
 
 PACKAGES = ("driftgate", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
-MAY_CHANGE = ("steps", "checkpoint", "device", "microbatch_tokens", "rollout.batch")
+MAY_CHANGE = ("steps", "checkpoint", "offload", "device", "microbatch_tokens", "rollout.batch")
 """Settings that a resumed run may change; the last three change results by rounding."""
 
 
