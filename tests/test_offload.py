@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 from test_resume import assert_same, outcome, stop_after
 
+from driftgate.errors import InputError
 from driftgate.recipe import check_config
 from driftgate.scorers.local import LocalScorer
 from driftgate.stop import Stopped
@@ -152,6 +153,18 @@ def test_offloading_may_change_in_a_run_folder(settings, tmp_path, copies):
     run(check_config(settings | {"steps": 2}), tmp_path / "later", QUIET)
     run(check_config(settings | BOTH), tmp_path / "later", QUIET)
     assert_same(outcome(tmp_path / "later"), outcome(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ("teacher", r"offload = 'teacher': must be a list; set offload=\[teacher\]"),
+        (["student"], "offload.0 = 'student': input should be 'teacher' or 'optimizer'"),
+    ],
+)
+def test_what_cannot_be_offloaded_is_refused(settings, parts, told):
+    with pytest.raises(InputError, match=told):
+        check_config(settings | {"offload": parts})
 
 
 def test_on_a_cpu_nothing_moves(settings, tmp_path):

@@ -42,12 +42,12 @@ def print_training(config: TrainConfig, console: Console, mean_length: float, pr
         console.print(line, highlight=False)
 
 
-def memory_savings(config: TrainConfig) -> list[tuple[str, float]]:
-    """(setting, bytes) for each setting that would save memory at the peak, the one that saves most first.
+def memory_savings(config: TrainConfig, processes: int = 1) -> list[tuple[str, float]]:
+    """(setting, bytes of one GPU) for each setting that would save memory at the peak, the one that saves most first.
 
     Raises InputError for a model whose sizes are not known.
     """
-    found = savings(workload_of(config, mean_length=1.0))
+    found = savings(workload_of(config, mean_length=1.0, processes=processes))
     return [(each.setting, each.saved) for each in found if each.saved > 0]
 
 
