@@ -242,7 +242,7 @@ def test_problems_that_lack_what_the_loss_reads(command, tmp_path, changes, fiel
     assert "prompts.path = " in said
     assert why in said
     assert f"problem 'b' has no {field} (1 of 2 lack it)" in said
-    assert "add it, rename with prompts.columns, or take that setting out" in said
+    assert "add it, name its column with prompts.columns, or remove that setting" in said
     assert not (tmp_path / "run").exists()
     prompts = write_prompts(tmp_path / "p.jsonl", whole)
     assert command("steps=1", "rollout.allow_truncated=true", prompts=prompts, **changes) == (0, "")

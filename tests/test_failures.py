@@ -1,11 +1,14 @@
 """What fails on the way: one clear line, the right exit code, nothing lost."""
 
+import re
 import resource
 
 import torch
 from bad_input import problem, write_prompts
 from conftest import make_model
 
+from driftgate.errors import InputError
+from driftgate.estimate import training
 from driftgate.objectives.lsm import LsmObjective
 from driftgate.train import learner
 
@@ -75,7 +78,27 @@ def test_a_full_gpu_names_what_to_lower(command, monkeypatch):
     monkeypatch.setattr(learner.Learner, "update", full)
     code, said = command()
     assert code == 1
-    assert "lower microbatch_tokens (now 16384)" in said
+    assert "a smaller microbatch_tokens (now 16384) or rollout.batch (now None)" in said
+    saved = [float(number) for number in re.findall(r"\(([\d.e-]+) GB", said)]
+    assert len(saved) > 1
+    assert saved == sorted(saved, reverse=True)
+    assert re.search(r"student.gradient_checkpointing=true \([^)]* GB, in another --out\)", said)
+    assert re.search(r"offload=\[optimizer\] \([^)]* GB\)", said)
+
+
+def test_a_full_gpu_is_told_also_where_nothing_can_be_estimated(command, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def unknown(*_, **__):
+        raise InputError("its sizes are not known")
+
+    monkeypatch.setattr(learner.Learner, "update", full)
+    monkeypatch.setattr(training, "workload_of", unknown)
+    code, said = command()
+    assert code == 1
+    assert "the GPU's memory is full (CUDA out of memory.). Go on in the same folder" in said
+    assert "by estimate" not in said
 
 
 def test_gates_that_vanish_are_told(command):

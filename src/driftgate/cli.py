@@ -26,6 +26,10 @@ if not console.is_terminal:
     console.width = 140  # tables in a log file need not fit a screen
 
 Out = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print tokens, memory and time, and stop.")]
+MeanLength = Annotated[
+    float, typer.Option(help="For --dry-run: expected length of a response, as a fraction of its limit.")
+]
 
 
 @contextmanager
@@ -48,19 +52,25 @@ def train(
         typer.Option(help="Use models, prompts and sizes of this family, such as qwen3, not the embedded pair's."),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Ranks on this machine; torchrun starts them on several.")] = 1,
+    dry_run: DryRun = False,
+    mean_length: MeanLength = 0.3,
 ) -> None:
     """Train a recipe; resumes from the last checkpoint where the run folder has one."""
+    from .estimate.training import memory_savings, print_training
     from .ranks import joined
     from .recipe import load_recipe
     from .train.command import run
 
+    if dry_run:
+        print_training(load_recipe(recipe, overrides, family), console, mean_length, processes)
+        return
     if processes > 1 and "RANK" not in os.environ:
         from .launch import launch
 
         sys.exit(launch(processes, [sys.executable, "-m", "driftgate", *sys.argv[1:]]))
     folder = out or Path("runs", family or "", Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe)
     with joined() as world:
-        run(load_recipe(recipe, overrides, family), folder, console, world=world)
+        run(load_recipe(recipe, overrides, family), folder, console, savings=memory_savings, world=world)
 
 
 @app.command("eval")
@@ -141,10 +151,8 @@ def study(
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write to; an existing one is resumed.")] = None,
     workers: Annotated[int | None, typer.Option(help="Runs at a time; default: one per GPU, else per core.")] = None,
     runs: Annotated[Path | None, typer.Option(help="Folder of the runs, for several studies that share runs.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print runs, tokens, memory and time, and stop.")] = False,
-    mean_length: Annotated[
-        float, typer.Option(help="For --dry-run: expected length of a response, as a fraction of its limit.")
-    ] = 0.3,
+    dry_run: DryRun = False,
+    mean_length: MeanLength = 0.3,
 ) -> None:
     """Train and evaluate arms x seeds with all else equal; writes a table, plots, and a verdict per claim."""
     if dry_run:

@@ -57,7 +57,7 @@ def _wait(ranks: list[subprocess.Popen]) -> int:
     while None in codes:
         time.sleep(0.1)
         codes = [process.poll() for process in ranks]
-        killed = [(rank, code) for rank, code in enumerate(codes) if (code or 0) < 0]
+        killed = [(rank, code) for rank, code in enumerate(codes) if code is not None and code < 0]
         if killed and None in codes:
             rank, code = killed[0]
             name = signal.Signals(-code).name

@@ -201,6 +201,8 @@ def _line(problem: Any, model: type[BaseModel]) -> str:
         return f"{path}.kind: missing; set {path}.kind=..., see docs/configuration.md"
     if problem["type"] == "missing":
         return f"{path}: missing; set {path}=..."
+    if problem["type"] == "tuple_type":
+        return f"{path} = {problem['input']!r}: must be a list; set {path}=[{problem['input']}]"
     shown = "" if isinstance(problem["input"], dict) else f" = {problem['input']!r}"
     message = f"{message[:1].lower()}{message[1:]}"
     return f"{path}{shown}: {message}" if path else message

@@ -48,6 +48,10 @@ class TrainConfig(Settings):
     diagnostics: DiagnosticSettings = DiagnosticSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    offload: tuple[Literal["teacher", "optimizer"], ...] = ()
+    """What waits in the computer's memory while the GPU does not need it, such as [teacher, optimizer]. `teacher`: its
+    weights, and those of the initial student, come to the GPU to score or write. `optimizer`: AdamW's two means come
+    for each optimiser step. The results are the same bits; each move costs time. On a CPU it does nothing."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where there is one."""
     threads: PositiveInt | None = None

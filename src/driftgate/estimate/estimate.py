@@ -1,7 +1,7 @@
-"""Tokens, memory and time of one run on one GPU, before anything is started.
+"""Tokens, memory and time of one run, before anything is started.
 
 It is arithmetic from the models' sizes and the makers' data sheets. Nothing of it is measured, and every assumption is
-named. Memory is in bytes, time in seconds of one GPU.
+named. Memory is in bytes of one GPU, time in seconds.
 """
 
 import math
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from ..config import TrainConfig
 from ..errors import InputError
 from ..evaluate.evaluate import LONGEST
+from .adapters import adapters_of
 from .assumptions import Assumptions
 from .gpus import GPUS, Gpu
 from .memory import Memory, memory_of
@@ -48,7 +49,7 @@ class Estimate:
         """The largest `rollout.batch` with which the run fits, whatever the responses' lengths. 0 if there is none."""
         memory = self.memory
         free = gpu.memory * self.assumptions.usable - sum(memory.resident.values())
-        if free < sum(memory.update.values()):
+        if free < memory.beside_rollout:
             return 0
         fixed = sum(memory.rollout.values()) - memory.a_response * self.rows
         rows = max(0, math.floor((free - fixed) / memory.a_response))
@@ -67,9 +68,23 @@ def estimate(
     """Tokens, memory and time of one run and of the examination of its model.
 
     exam_max_new_tokens: most tokens of an examination's response; None for LONGEST, or less if the student's context
-    is shorter. mean_length: expected length of a response as a fraction of max_new_tokens, above 0 and at most 1.
-    assumed: other assumptions; its own mean_length does not count. exam_batch: responses that an examination decodes
-    at once; None for as many as fit.
+    is shorter. exam_batch: responses that an examination decodes at once; None for as many as fit. For the other
+    arguments and errors see `workload_of`.
+    """
+    work = workload_of(config, mean_length, assumed)
+    room = (work.student.context or 2 * LONGEST) - work.assumed.prompt_tokens
+    exam_limit = exam_max_new_tokens or min(LONGEST, max(1, room))
+    exam = {"exam_responses": exam_problems * exam_samples, "exam_limit": exam_limit, "exam_batch": exam_batch}
+    return estimate_of(replace(work, **exam))
+
+
+def workload_of(
+    config: TrainConfig, mean_length: float, assumed: Assumptions | None = None, processes: int = 1
+) -> Workload:
+    """A run without an examination.
+
+    mean_length: expected length of a response as a fraction of max_new_tokens, above 0 and at most 1. assumed: other
+    assumptions; its own mean_length does not count. processes: that train together, each on its GPU.
 
     Raises InputError for a length out of range, and for a model whose sizes are not known.
     """
@@ -77,17 +92,19 @@ def estimate(
         raise InputError(f"mean_length = {mean_length}: give a fraction of max_new_tokens, above 0 and at most 1")
     assumptions = replace(assumed or Assumptions(mean_length), mean_length=mean_length)
     student, teacher = shape_of(config.student.path, "student"), shape_of(config.teacher.path, "teacher")
-    room = (student.context or 2 * LONGEST) - assumptions.prompt_tokens
-    exam_limit = exam_max_new_tokens or min(LONGEST, max(1, room))
-    work = Workload(config, student, teacher, exam_problems * exam_samples, exam_limit, exam_batch, assumptions)
+    return Workload(config, student, teacher, 0, 1, 1, assumptions, adapters_of(config.student), processes)
+
+
+def estimate_of(work: Workload) -> Estimate:
+    """Tokens, memory and time of a run."""
     return Estimate(
-        student=student,
-        teacher=teacher,
+        student=work.student,
+        teacher=work.teacher,
         tokens=work.tokens,
         memory=memory_of(work),
         seconds={gpu.name: seconds_of(work, gpu) for gpu in GPUS},
-        assumptions=assumptions,
+        assumptions=work.assumed,
         rows=work.rows,
-        samples=config.rollout.samples,
+        samples=work.config.rollout.samples,
         notes=work.notes,
     )

@@ -8,27 +8,34 @@ from ..config import ModelSettings, StudentSettings
 from ..evaluate.batch import EXAM_CACHE_SHARE, EXAM_ROWS_LIMIT
 from ..method.head import CHUNK
 from ..rollout.cache import GROWTH
+from .adapters import ADAPTER_WIDTH
 from .gpus import Gpu
 from .precision import NUMBER_BYTES, product_width, weight_width
 from .shapes import Shape
 from .workload import Workload
 
-PHASES = ("resident", "rollout", "update")
+PHASES = ("resident", "rollout", "scoring", "update", "step")
 """Parts of Memory."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by component: what stays in memory, and what each phase adds."""
+    """Bytes by component on one GPU: what stays in memory, and what each phase adds."""
 
     resident: Mapping[str, float]
     rollout: Mapping[str, float]
     """With every response at its limit."""
     rollout_mean: float
     """The same sum with every response at the mean length."""
+    scoring: Mapping[str, float]
+    """While the teacher scores. Empty where it is resident: then an update takes more."""
     update: Mapping[str, float]
+    step: Mapping[str, float]
+    """While the optimiser steps. Empty where its state is resident: then the rest of an update takes more."""
     a_response: float
     """Bytes that one more response adds to a rollout, at its limit."""
+    saved: float
+    """Bytes of a checkpoint: what is trained, and AdamW's two means of it."""
 
     @property
     def peak(self) -> float:
@@ -40,21 +47,36 @@ class Memory:
         """Most bytes at a time, with responses of the mean length."""
         return self._with(self.rollout_mean)
 
+    @property
+    def beside_rollout(self) -> float:
+        """Most bytes that a phase other than the rollout adds."""
+        return max(sum(phase.values()) for phase in (self.scoring, self.update, self.step))
+
     def _with(self, rollout: float) -> float:
-        return sum(self.resident.values()) + max(rollout, sum(self.update.values()))
+        return sum(self.resident.values()) + max(rollout, self.beside_rollout)
 
 
 def memory_of(work: Workload) -> Memory:
-    """Memory of a run. Rollout and update alternate, so the larger of them counts in the peak."""
-    copy = _cast_copy(work.student, work.config.student)
-    rollout = {"student in the type of its products": copy, **_decoding(work, work.rows, work.limit)}
+    """Memory of a run on each of its GPUs. The phases alternate, so the largest of them counts in the peak."""
+    copies = _decoding_copies(work)
+    waits = "teacher" in work.config.offload
+    optimizer_waits = "optimizer" in work.config.offload
+    trained = _trained(work)
     return Memory(
         resident=_resident(work),
-        rollout=rollout,
-        rollout_mean=copy + sum(_decoding(work, work.rows, work.mean).values()),
+        rollout={**copies, **_decoding(work, work.rows, work.limit)},
+        rollout_mean=sum(copies.values()) + sum(_decoding(work, work.rows, work.mean).values()),
+        scoring=_scoring(work) if waits else {},
         update=_update(work),
+        step={"gradients": trained / work.ranks, "AdamW": 2 * trained / work.ranks} if optimizer_waits else {},
         a_response=sum(_decoding(work, 1, work.limit).values()),
+        saved=3 * trained,
     )
+
+
+def longest_sequence(work: Workload) -> int:
+    """Positions of a prompt with a response at its limit."""
+    return math.ceil(work.assumed.prompt_tokens + work.limit)
 
 
 def exam_rows(work: Workload, gpu: Gpu) -> int:
@@ -83,11 +105,76 @@ def activation_bytes(shape: Shape, settings: ModelSettings) -> float:
 
 
 def _resident(work: Workload) -> dict[str, float]:
-    """What stays in memory from the first update to the last."""
-    weights = work.student.parameters * weight_width(work.config.student)
-    teacher = work.teacher.parameters * weight_width(work.config.teacher)
-    initial = {"initial student": weights} if work.held_to_initial else {}
-    return {"student": weights, "AdamW": 2 * weights, "teacher": teacher, **initial, "CUDA": work.assumed.context}
+    """What stays in memory from the first update to the last, without what is offloaded."""
+    config, trained = work.config, _trained(work) / work.ranks
+    found = {"student": work.student.parameters * weight_width(config.student) / work.ranks}
+    if work.adapters:
+        found["adapters"] = trained
+    if "optimizer" not in config.offload:
+        found["AdamW"] = 2 * trained
+    if "teacher" not in config.offload:
+        found |= _targets(work)
+    return found | {"CUDA": work.assumed.context}
+
+
+def _trained(work: Workload) -> float:
+    """Bytes of what is trained, over all ranks: the weights, or the adapters."""
+    if work.adapters:
+        return work.adapters.parameters(work.student) * ADAPTER_WIDTH
+    return work.student.parameters * weight_width(work.config.student)
+
+
+def _targets(work: Workload) -> dict[str, float]:
+    """The models that score the student. The base of adapters is itself the initial student, and may be the teacher."""
+    found = {}
+    if not (work.adapters and work.config.teacher.path == "student"):
+        found["teacher"] = work.teacher.parameters * weight_width(work.config.teacher) / work.ranks
+    if work.held_to_initial and not work.adapters:
+        found["initial student"] = work.student.parameters * weight_width(work.config.student) / work.ranks
+    return found
+
+
+def _scoring(work: Workload) -> dict[str, float]:
+    """The largest model that comes to score, one layer of its forward, and the head's chunk."""
+    targets = _targets(work)
+    if not targets:
+        return {}
+    name = max(targets, key=lambda name: targets[name])
+    shape, settings = (work.teacher, work.config.teacher) if name == "teacher" else (work.student, work.config.student)
+    return {
+        name: targets[name],
+        "in the type of its products": _cast_copy(shape, settings),
+        **_gathered(work, shape, settings),
+        "activations": _positions(work) * activation_bytes(shape, settings),
+        "head": 2 * CHUNK * shape.vocabulary * 4,
+    }
+
+
+def _gathered(work: Workload, shape: Shape, settings: ModelSettings) -> dict[str, float]:
+    """What a rank gathers of the others' shares at a time: the embeddings and two layers."""
+    if work.ranks == 1:
+        return {}
+    embeddings = shape.embedding * (1 if shape.tied else 2)
+    return {"gathered layers": (embeddings + 2 * shape.matrices / shape.layers) * weight_width(settings)}
+
+
+def _decoding_copies(work: Workload) -> dict[str, float]:
+    """Copies of the models that write: cast to the type of their products, whole where the live weights are sharded,
+    with the adapters merged where there are some."""
+    config = work.config
+    copy = _decoding_copy(work, work.student, config.student)
+    if work.adapters:
+        copy = max(copy, work.adapters.target_parameters(work.student) * product_width(config.student))
+    found = {"student's copy for decoding": copy}
+    if config.rollout.kl_budget:
+        found["teacher's copy for decoding"] = _decoding_copy(work, work.teacher, config.teacher)
+        if "teacher" in config.offload:
+            found["teacher"] = _targets(work).get("teacher", 0.0)
+    return found
+
+
+def _decoding_copy(work: Workload, shape: Shape, settings: ModelSettings) -> float:
+    return shape.parameters * product_width(settings) if work.ranks > 1 else _cast_copy(shape, settings)
 
 
 def _cast_copy(shape: Shape, settings: ModelSettings) -> float:
@@ -115,14 +202,32 @@ def _cache(work: Workload, shape: Shape, settings: ModelSettings, rows: int, len
 def _update(work: Workload) -> dict[str, float]:
     """Gradients, the cast weights, activations of the largest micro-batch, the head's chunk with its gradient."""
     settings, shape = work.config.student, work.student
-    longest = math.ceil(work.assumed.prompt_tokens + work.limit)
-    positions = min(max(work.config.microbatch_tokens, longest), work.responses * longest)
     return {
-        "gradients": shape.parameters * weight_width(settings),
+        "gradients": _trained(work) / work.ranks,
         "student in the type of its products": _cast_copy(shape, settings),
-        "activations": _activations(shape, settings, positions),
+        **_gathered(work, shape, settings),
+        "activations": _activations(shape, settings, _positions(work)),
         "head": 2 * CHUNK * shape.vocabulary * 4 + shape.embedding * (4 + product_width(settings)),
+        **_target_head(work),
     }
+
+
+def _target_head(work: Workload) -> dict[str, float]:
+    """The output embedding of a target that is offloaded, where a divergence over the vocabulary reads it."""
+    heads = {
+        "teacher": work.teacher.embedding * weight_width(work.config.teacher),
+        "initial": work.student.embedding * weight_width(work.config.student),
+    }
+    read = {n for t in work.config.all_terms.values() for n, needs in t.objective.needs.items() if needs.hidden}
+    if "teacher" not in work.config.offload or not read:
+        return {}
+    return {"target's output embedding": max(heads[name] for name in read)}
+
+
+def _positions(work: Workload) -> int:
+    """Positions of the largest micro-batch."""
+    longest = longest_sequence(work)
+    return min(max(work.config.microbatch_tokens, longest), work.responses * longest)
 
 
 def _activations(shape: Shape, settings: StudentSettings, positions: int) -> float:

@@ -20,8 +20,9 @@ def estimate_table(estimates: Mapping[str, Estimate], seeds: int = 1) -> Group:
 
     estimates: of one run of each arm; seeds: runs of each arm.
     """
-    parts: list[Any] = [_token_table(estimates, seeds), _memory_table(estimates), _time_table(estimates, seeds)]
-    return Group(*parts, *_assumption_lines(estimates))
+    parts: list[Any] = [_token_table(estimates, seeds), memory_table(estimates), _time_table(estimates, seeds)]
+    examined = f"- an examination decodes exam.batch responses at once, else what fits, at most {EXAM_ROWS_LIMIT}"
+    return Group(*parts, *assumption_lines(estimates), examined)
 
 
 def _token_table(estimates: Mapping[str, Estimate], seeds: int) -> Table:
@@ -37,7 +38,7 @@ def _token_table(estimates: Mapping[str, Estimate], seeds: int) -> Table:
     return table
 
 
-def _memory_table(estimates: Mapping[str, Estimate]) -> Table:
+def memory_table(estimates: Mapping[str, Estimate]) -> Table:
     """One column for all arms that need the same. There are many components, so these are the rows."""
     columns = _alike(estimates, lambda e: _memory_cells(e.memory))
     table = Table("phase", "component", *columns, title="Memory on one GPU, GB")
@@ -64,7 +65,7 @@ def _alike(estimates: Mapping[str, Estimate], shown: Callable[[Estimate], Any]) 
     groups: dict[str, list[str]] = {}
     for name, found in estimates.items():
         groups.setdefault(repr(shown(found)), []).append(name)
-    if len(groups) == 1:
+    if len(groups) == 1 and len(estimates) > 1:
         return {"each arm": next(iter(estimates.values()))}
     return {", ".join(names): estimates[names[0]] for names in groups.values()}
 
@@ -84,25 +85,27 @@ def _time_cell(found: Estimate, gpu: Gpu) -> str:
     spent = found.seconds[gpu.name]
     parts = (spent.rollout, spent.behaviour + spent.teacher, spent.update, spent.evaluation)
     shown = ", ".join(f"{part / 3600:,.2f}" for part in parts)
-    return f"{spent.total / 3600:,.2f} ({shown}){_fit_text(found, gpu)}"
+    fit = fit_text(found, gpu)
+    return f"{spent.total / 3600:,.2f} ({shown})" + (f"\n{fit}" if fit else "")
 
 
-def _fit_text(found: Estimate, gpu: Gpu) -> str:
+def fit_text(found: Estimate, gpu: Gpu) -> str:
+    """Whether a run fits on a kind of GPU, and what to change; empty where it does."""
     fit, batch = found.fits(gpu), found.fitting_batch(gpu)
     if fit == "yes":
         return ""
     advice = f"; safe with rollout.batch={batch}" if batch else ""
-    return f"\n{'does not fit' if fit == 'no' else 'fits at the mean length only'}{advice}"
+    return f"{'does not fit' if fit == 'no' else 'fits at the mean length only'}{advice}"
 
 
-def _assumption_lines(estimates: Mapping[str, Estimate]) -> list[str]:
+def assumption_lines(estimates: Mapping[str, Estimate], gpus: str = "one GPU") -> list[str]:
+    """What was assumed and what was not counted. gpus: those of one run."""
     first = next(iter(estimates.values()))
-    lines = ["Arithmetic, not measurement; one GPU; times are not estimated for a CPU. Assumed:"]
+    lines = [f"Arithmetic, not measurement; {gpus}; times are not estimated for a CPU. Assumed:"]
     lines += [f"- {f.metadata['meaning']}: {getattr(first.assumptions, f.name):g}" for f in fields(Assumptions)]
-    lines += [
-        "- the longest response of each batch reaches its limit; padding, checkpoints and grading cost nothing",
-        f"- an examination decodes exam.batch responses at once, else what fits, at most {EXAM_ROWS_LIMIT}",
-    ]
+    lines.append(
+        "- the longest response of each batch reaches its limit; padding, checkpoints and grading cost nothing"
+    )
     shapes = {f"- {role}: {shape.source}" for e in estimates.values() for role, shape in _roles(e)}
     notes = [f"- not counted, {name}: {note}" for name, e in estimates.items() for note in e.notes]
     return [*lines, *sorted(shapes), *notes]

@@ -18,7 +18,7 @@ from .workload import Workload
 
 @dataclass(frozen=True)
 class Seconds:
-    """Seconds of a whole run on one GPU."""
+    """Seconds of a whole run."""
 
     rollout: float
     behaviour: float
@@ -47,11 +47,11 @@ class Responses:
 
 
 def seconds_of(work: Workload, gpu: Gpu) -> Seconds:
-    """Seconds of a run and of the examination of its model."""
+    """Seconds of a run and of the examination of its model. All ranks work at the same time; one examines."""
     config, needs = work.config, work.needs
     student, teacher = (work.student, config.student), (work.teacher, config.teacher)
     targets = {"teacher": teacher, "initial": student}
-    written = Responses(work.responses, work.rows, work.mean, work.limit)
+    written = Responses(work.share, work.rows, work.mean, work.limit)
     asked = Responses(work.exam_responses, exam_rows(work, gpu), work.exam_mean, work.exam_limit)
     decoders: list[tuple[Shape, ModelSettings]] = [student, teacher] if config.rollout.kl_budget else [student]
     rollout = sum(decoding_seconds(written, *decoder, work.assumed, gpu) for decoder in decoders)
@@ -92,19 +92,20 @@ def _forward_flops(shape: Shape, count: int, prompt: int, mean: float) -> float:
 
 
 def _scoring(work: Workload, gpu: Gpu, shape: Shape, settings: ModelSettings) -> float:
-    """Seconds of a forward over a step's rollouts."""
-    flops = _forward_flops(shape, work.responses, work.assumed.prompt_tokens, work.mean)
+    """Seconds of a forward over a rank's share of a step's rollouts."""
+    flops = _forward_flops(shape, work.share, work.assumed.prompt_tokens, work.mean)
     return flops / (peak_flops(gpu, settings) * work.assumed.scoring_share)
 
 
 def _update(work: Workload, gpu: Gpu) -> float:
-    """Seconds of all passes over a step's rollouts. A backward costs two forwards, recomputation one more."""
+    """Seconds of all passes over a rank's share of a step's rollouts. A backward costs two forwards, recomputation one
+    more."""
     config = work.config
     forwards = 4 if config.student.gradient_checkpointing else 3
     body = work.length * forwards * work.student.forward_flops(work.length)
     head = work.mean * _head_flops(work)
     diagnosed = 1 + (1 / config.diagnostics.every if config.diagnostics.every else 0)
-    flops = config.passes * diagnosed * work.responses * (body + head)
+    flops = config.passes * diagnosed * work.share * (body + head)
     return flops / (peak_flops(gpu, config.student) * work.assumed.training_share)
 
 

@@ -1,11 +1,13 @@
 """How many responses and tokens a run has, and the examination of its model."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 from ..config import TrainConfig
 from ..train.checks import needs_initial
 from ..train.scoring import NeedsOf, needs_of
+from .adapters import Adapters
 from .assumptions import Assumptions
 from .shapes import Shape
 
@@ -35,6 +37,10 @@ class Workload:
     exam_batch: int | None
     """Responses that an examination decodes at once; None for as many as fit."""
     assumed: Assumptions
+    adapters: Adapters | None = None
+    """What is trained instead of the student's weights."""
+    ranks: int = 1
+    """Processes, each on its GPU, that share the work and shard the models."""
 
     @property
     def responses(self) -> int:
@@ -42,9 +48,14 @@ class Workload:
         return self.config.prompts.per_step * self.config.rollout.samples
 
     @property
+    def share(self) -> int:
+        """Responses of a step that one rank writes, scores and learns from."""
+        return math.ceil(self.responses / self.ranks)
+
+    @property
     def rows(self) -> int:
-        """Responses decoded at once in a step."""
-        return min(self.responses, max(self.config.rollout.batch or self.responses, self.config.rollout.samples))
+        """Responses that a rank decodes at once in a step."""
+        return min(self.share, max(self.config.rollout.batch or self.share, self.config.rollout.samples))
 
     @property
     def limit(self) -> int:
@@ -94,4 +105,6 @@ class Workload:
             found.append("rollout.on_policy below 1 saves some rollouts")
         if rollout.teacher_prefix:
             found.append("rollout.teacher_prefix has the teacher write, too")
+        if self.ranks > 1:
+            found.append(f"what {self.ranks} processes send each other takes time")
         return tuple(found)

@@ -38,10 +38,13 @@ class Policy(nn.Module):
         """Ids from here on are padding of the output embedding that the other model lacks; None for no such id."""
         self.gather: Callable[[torch.dtype | None], nn.Module] | None = None
         """Makes a whole copy of weights that are sharded over ranks, cast to a type; None for weights that are not."""
+        self.works_on: torch.device | None = None
+        """Where the forwards run, for weights that wait elsewhere."""
 
     @property
     def device(self) -> torch.device:
-        return self._embedding.device
+        """Where the forwards run."""
+        return self.works_on or self._embedding.device
 
     @property
     def vocabulary_size(self) -> int:

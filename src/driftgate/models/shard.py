@@ -4,12 +4,13 @@ Gradients are added up over the ranks, not averaged: the learner divides once, b
 """
 
 import copy
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from .policy import Policy
@@ -20,18 +21,21 @@ def all_ranks(device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, (dist.get_world_size(),))
 
 
-def shard(policy: Policy, mesh: DeviceMesh, keep_head: bool = False) -> None:
+def shard(policy: Policy, mesh: DeviceMesh, keep_head: bool = False, offload: bool = False) -> None:
     """Shard a policy that every rank holds whole, on the CPU; the shards move to the mesh's device.
 
     mesh: one dimension, all ranks. keep_head: leave the output embedding whole on every rank, for a divergence over the
-    vocabulary, which reads it outside the policy's own forward.
+    vocabulary, which reads it outside the policy's own forward. offload: keep the shards in the computer's memory; a
+    layer comes to the GPU when it is gathered.
     """
     outline = outline_of(policy.model)
+    policy.works_on = device_of(mesh)
     policy.gather = lambda dtype: whole_copy(policy, outline, dtype)
     kept = {policy.model.get_output_embeddings().weight} if keep_head else set()  # type: ignore[operator, union-attr]
+    how: Any = {"mesh": mesh, "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy()}
     for layer in layers_of(policy.model):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(policy, mesh=mesh, ignored_params=kept)
+        fully_shard(layer, **how)
+    fully_shard(policy, ignored_params=kept, **how)
     for weight in kept:
         weight.data = weight.data.to(mesh.device_type)
     for module in policy.modules():
@@ -72,3 +76,9 @@ def reshard(policy: Policy) -> None:
 def whole_tensor(value: Tensor) -> Tensor:
     """All of a tensor that may be sharded. Every rank has to call this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def device_of(mesh: DeviceMesh) -> torch.device:
+    """This rank's."""
+    on_gpu = mesh.device_type == "cuda"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device(mesh.device_type)

@@ -1,4 +1,7 @@
-"""Objectives: what a term of the loss asks of each token. Every file of this folder is one; none is listed anywhere."""
+"""Objectives: the loss that a term of the training loss computes for each token.
+
+Each file of this folder holds one objective. Importing the folder finds them all; there is no list to edit.
+"""
 
 import pkgutil
 from importlib import import_module

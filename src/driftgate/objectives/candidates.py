@@ -11,16 +11,16 @@ from .objective import Objective, Outputs
 
 
 class CandidateObjective(Objective):
-    """Clipped policy gradient on every token of the student's top K, each weighted by its renormalised probability
-    (the public code of arXiv 2604.13016)."""
+    """Clipped policy gradient on every token of the student's top K (the public code of arXiv 2604.13016). Each token
+    is weighted by its probability, renormalised inside the top K."""
 
     kind: Literal["candidates"]
     k: PositiveInt = 16
-    """Tokens of the support: the most probable ones of the student that wrote the rollout."""
+    """Number of tokens: the most probable ones under the student that wrote the rollout."""
     clip: PositiveFloat | None = 0.2
-    """PPO clip of a candidate's probability ratio; null for none."""
+    """PPO clip of each token's probability ratio; null for no clip."""
     dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
-    """Bound on the loss of a candidate with negative advantage; null for none."""
+    """Upper bound on the loss of a token with negative advantage, in units of the advantage; null for no bound."""
 
     @property
     def needs(self) -> dict[str, Needs]:

@@ -1,5 +1,7 @@
-"""A divergence between student and target, over the vocabulary or a support (GKD, arXiv 2306.13649; supports,
-arXiv 2604.13016)."""
+"""A divergence between student and target, over the whole vocabulary or over a support.
+
+Sources: GKD, arXiv 2306.13649, for the divergences; arXiv 2604.13016 for the supports.
+"""
 
 from typing import Annotated, Literal
 
@@ -15,24 +17,27 @@ from .objective import Objective, Outputs
 
 
 class DivergenceObjective(Objective):
-    """A divergence between the student's and a target's next-token distributions, gradient straight through."""
+    """A divergence between the next-token distributions of the student and of a target. The gradient flows through the
+    divergence itself; there is no policy gradient."""
 
     kind: Literal["divergence"]
     divergence: Literal["reverse_kl", "forward_kl", "jsd"] = "reverse_kl"
-    """KL(student || target), KL(target || student), or the generalised Jensen-Shannon divergence."""
+    """`reverse_kl` is KL(student || target), `forward_kl` is KL(target || student), `jsd` is the generalised
+    Jensen-Shannon divergence."""
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Of `jsd`: beta KL(q || m) + (1 - beta) KL(p || m) with m = beta q + (1 - beta) p."""
+    """`jsd` is beta KL(q || m) + (1 - beta) KL(p || m) with m = beta q + (1 - beta) p, student p and target q."""
     support: Literal["vocabulary", "teacher", "student", "union", "intersection"] = "vocabulary"
-    """Tokens compared at a position: all, the target's top `k`, the top `k` of the student that wrote the rollout, or
-    the tokens in either or both of the two."""
+    """Tokens compared at a position: `vocabulary` for all, `teacher` for the target's top `k`, `student` for the top
+    `k` of the student that wrote the rollout, `union` for tokens in either, `intersection` for tokens in both."""
     k: PositiveInt = 32
-    """Tokens of a top-K support."""
+    """Number of most probable tokens that make up a support."""
     mass: Literal["renormalised", "tail", "raw"] = "renormalised"
-    """Both sides renormalised inside the support; or the rest as one more class; or neither (`raw`)."""
+    """Probability outside the support. `renormalised`: both sides are scaled to sum to 1 inside it. `tail`: the rest is
+    one more class. `raw`: it is left out, and nothing is scaled."""
     allow_raw_reverse_kl: bool = False
-    """Let reverse KL run on raw mass, which has no lower bound: it falls by moving mass out of the support."""
+    """Allow reverse KL on raw mass. That loss has no lower bound: it falls as mass moves out of the support."""
     target: Literal["teacher", "initial"] = "teacher"
-    """What the student is compared with: the teacher, or the student as it was when the run began."""
+    """What the student is compared with: the teacher, or the student before training."""
 
     @property
     def needs(self) -> dict[str, Needs]:
@@ -72,7 +77,7 @@ class DivergenceObjective(Objective):
         return support_divergence(outputs.supports[self], log_q, self.divergence, self.mass, beta, ids >= 0)
 
     def _target_logp(self, target: TokenScores) -> Tensor:
-        """float [N, K]: the target's log-probabilities of the support, in its order."""
+        """float [N, K]: the target's log-probabilities of the support's tokens, in the same order."""
         at_ours, of_theirs = self._top(target.at_ids), self._top(target.top_logp)
         if self.support == "union":
             return torch.cat([_given(of_theirs), _given(at_ours)], 1)
@@ -87,19 +92,20 @@ class DivergenceObjective(Objective):
             return self
         if self.mass == "renormalised" and self.k < 2:
             raise ValueError(
-                "k = 1 with mass = renormalised has no loss: one token's mass is always 1; set k=2 or more"
+                "k = 1 with mass = renormalised: the loss is always 0, because one token's mass is always 1; set k=2 "
+                "or more"
             )
         if self.mass == "raw" and self.divergence == "jsd":
-            raise ValueError("jsd on raw mass is no divergence and can be negative; set mass=tail or renormalised")
+            raise ValueError("jsd on raw mass is not a divergence: it can be negative; set mass=tail or renormalised")
         if self.mass == "raw" and self.divergence == "reverse_kl" and not self.allow_raw_reverse_kl:
             raise ValueError(
                 "reverse_kl on raw mass has no lower bound: the student lowers it by moving probability out of the "
-                "support, and training collapses; set mass=renormalised or tail, or allow_raw_reverse_kl=true"
+                "support, until training collapses; set mass=renormalised or tail, or allow_raw_reverse_kl=true"
             )
         return self
 
 
 def _given(values: Tensor | None) -> Tensor:
-    """What `needs` has asked for, so that it is there."""
+    """A score that `needs` asks for. It is always there; the check is for the type checker."""
     assert values is not None
     return values

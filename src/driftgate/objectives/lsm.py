@@ -11,11 +11,12 @@ from .objective import Objective, Outputs
 
 
 class LsmObjective(Objective):
-    """Local support matching: `divergence` with reverse_kl, the teacher's top K, renormalised."""
+    """Local support matching: reverse KL on the teacher's top K, renormalised. It equals `divergence` with
+    divergence=reverse_kl, support=teacher, mass=renormalised."""
 
     kind: Literal["lsm"]
     k: Annotated[int, Field(ge=2)] = 32
-    """Teacher tokens in the support of a position."""
+    """Number of the teacher's most probable tokens that are compared at a position."""
 
     @property
     def needs(self) -> dict[str, Needs]:

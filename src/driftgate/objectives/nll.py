@@ -1,4 +1,4 @@
-"""Supervised training: the negative log-likelihood of the tokens."""
+"""Supervised training: minus the log-probability of each token."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from .objective import Objective, Outputs
 
 
 class NllObjective(Objective):
-    """Negative log-likelihood of the tokens."""
+    """Negative log-likelihood: -log p(y_t) of each token."""
 
     kind: Literal["nll"]
 

@@ -1,7 +1,7 @@
-"""What an objective is: the loss that a term asks of each token.
+"""What an objective is: a loss for each token.
 
-To add one, put a file into this folder with one class: its settings, what it needs, its support, its loss. Nothing else
-changes; the new `kind` can be used in a recipe at once. See docs/adding_an_objective.md.
+To add one, put one file with one class into this folder. The class has settings, the scores it needs, a support and a
+loss. Nothing else changes: a recipe can use the new `kind` at once. See docs/adding_an_objective.md.
 
 Shapes: N valid response tokens of a micro-batch, H hidden, V vocabulary, K tokens of the support of a position.
 """
@@ -18,63 +18,66 @@ from ..settings import Settings
 
 @dataclass
 class Outputs:
-    """What one pass over the head gave for the tokens of a micro-batch."""
+    """What one pass over the output embedding found for the tokens of a micro-batch."""
 
     hidden: Tensor
     """[N, H], with gradient."""
     head: Tensor
     """[V, H]: the output embedding, with gradient."""
     logp: Tensor | None
-    """float [N]: log p(y_t), in nats; with gradient where an objective reads the whole vocabulary."""
+    """float [N]: log p(y_t), in nats; None if nothing asked for it. It has a gradient if `reads_vocabulary` holds for
+    an objective of the pass."""
     temperature: float
-    """The sampling temperature, which all log-probabilities are taken at."""
+    """The sampling temperature. All log-probabilities are taken at it."""
     target_heads: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
-    """Output embeddings [V, H'] of "teacher" and "initial"."""
+    """Functions that return the output embedding [V, H'] of "teacher" and "initial"."""
     supports: "dict[Objective, Tensor]" = field(default_factory=dict)
-    """float [N, K]: log-probabilities of an objective's support; logits for one that does not read the vocabulary."""
+    """float [N, K]: log-probabilities of the tokens of an objective's support. They are logits if the
+    objective's `reads_vocabulary` is False."""
 
 
 class Objective(Settings):
-    """The base of all objectives. A loss never normalises: the learner divides once, before the optimiser step."""
+    """The base class of all objectives. A loss is a value for each token and is never averaged here: the learner
+    divides once, before the optimiser step."""
 
     kind: Any
-    """The name in a recipe: a Literal of one word in each class."""
+    """The name in a recipe. Each class makes it a Literal with one word."""
 
     @property
     def needs(self) -> dict[str, Needs]:
-        """What "behaviour" (the student that wrote the rollout), "teacher" and "initial" have to score."""
+        """What each model has to score: "behaviour" (the student that wrote the rollout), "teacher", "initial"."""
         return {}
 
     @property
     def reads_vocabulary(self) -> bool:
-        """Whether the gradient passes through log p(y_t) or a log-probability of the whole vocabulary."""
+        """Whether the gradient flows through log-probabilities that are normalised over the whole vocabulary."""
         return True
 
     @property
     def reads_sampled_token(self) -> bool:
-        """Whether the loss reads the current student through log p(y_t) alone: its gradient can then be fused into the
-        forward pass."""
+        """Whether the loss depends on the current student through log p(y_t) alone. If so, the gradient can be computed
+        in the forward pass."""
         return False
 
     @property
     def needs_own_samples(self) -> bool:
-        """Whether the responses must be the student's own, as for a policy gradient."""
+        """Whether the student must have written the responses itself, as a policy gradient requires."""
         return False
 
     @property
     def support_size(self) -> int:
-        """Most probable tokens that it looks at; 0 for none."""
+        """Number of most probable tokens that the objective reads; 0 for none."""
         return 0
 
     def support_ids(self, scores: Scored) -> Tensor | None:
-        """int [N, K]: the token ids whose log-probabilities `loss` finds in `outputs.supports[self]`, -1 for an empty
-        slot; None for an objective without a support."""
+        """int [N, K]: ids of the support's tokens, -1 in an empty place. `loss` finds their log-probabilities in
+        `outputs.supports[self]`. None for an objective without a support."""
         return None
 
     def loss(self, outputs: Outputs, scores: Scored) -> Tensor:
-        """Each token's loss, float [N], differentiable in what `outputs` holds."""
+        """float [N]: each token's loss. It is differentiable in the tensors of `outputs`."""
         raise NotImplementedError
 
     def clipped(self, outputs: Outputs, scores: Scored) -> Tensor | None:
-        """bool [N]: tokens whose gradient a clip takes away; None for an objective without a clip."""
+        """bool [N]: tokens whose gradient a clip sets to 0. None for an objective without a clip."""
         return None

@@ -1,4 +1,4 @@
-"""Sampled-token OPD: a policy gradient with the teacher's log-ratio as its reward."""
+"""Sampled-token OPD: a policy gradient on the sampled tokens. The reward is the log-ratio of teacher to student."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,18 +11,19 @@ from .objective import Objective, Outputs
 
 
 class SampledTokenObjective(Objective):
-    """Clipped policy gradient whose reward is the teacher's log-ratio on the sampled token."""
+    """Clipped policy gradient. Its reward is log q(y_t) minus the student's log-probability of the sampled token."""
 
     kind: Literal["sampled_token"]
     advantage: Literal["frozen", "recomputed"] = "frozen"
-    """Whose log-probability the advantage subtracts: the student that wrote the rollout, or the current one."""
+    """Which student's log-probability the advantage subtracts. `frozen`: the student that wrote the rollout.
+    `recomputed`: the current student."""
     clip: PositiveFloat | None = 0.2
-    """PPO clip of the probability ratio; null for none."""
+    """PPO clip of the probability ratio; null for no clip."""
     dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
-    """Bound on the loss of a token with negative advantage, in units of the advantage; null for none."""
+    """Upper bound on the loss of a token with negative advantage, in units of the advantage; null for no bound."""
     ratio: Literal["behaviour", "current"] = "behaviour"
-    """What the ratio divides by: the student that wrote the rollout (importance sampling), or the current one, which
-    makes it 1 in value (plain score-function gradient)."""
+    """What the ratio divides by. `behaviour`: the student that wrote the rollout (importance sampling). `current`: the
+    current student, so that the ratio is 1 in value (plain score-function gradient)."""
 
     @property
     def needs(self) -> dict[str, Needs]:

@@ -33,7 +33,7 @@ def print_plan(path: Path, console: Console, mean_length: float) -> None:
 
 def disk_text(configs: Mapping[str, TrainConfig], estimates: Mapping[str, Estimate], seeds: int) -> str:
     """What checkpoints take, weights and AdamW's two means: of the largest run while it saves, and all runs at last."""
-    whole = {arm: found.memory.resident["student"] + found.memory.resident["AdamW"] for arm, found in estimates.items()}
+    whole = {arm: found.memory.saved for arm, found in estimates.items()}
     most = max((config.checkpoint.keep + 1) * whole[arm] for arm, config in configs.items())
     left = sum(seeds * config.checkpoint.keep * whole[arm] for arm, config in configs.items())
     return (

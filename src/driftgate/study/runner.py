@@ -25,6 +25,7 @@ from ..config import ModelSettings, TrainConfig
 from ..config.exam import ExamSettings
 from ..data.benchmarks import load_benchmark
 from ..errors import InputError, RunError
+from ..estimate.training import memory_savings
 from ..evaluate.evaluate import check_settings, evaluate, load_examinee, responses_of
 from ..files import json_rows, replace_file
 from ..report.plots import read_metrics
@@ -196,7 +197,8 @@ def run_job(job: Job, advance: Advance) -> str | None:
         free_memory()  # of a run before that failed
         if job.trained:
             with costed(job.folder, "train"):
-                run(job.config, job.folder, Console(quiet=True), lambda steps: advance(steps * job.per_step))
+                console = Console(quiet=True)
+                run(job.config, job.folder, console, lambda steps: advance(steps * job.per_step), memory_savings)
             free_memory()  # the examination takes what it finds
         with costed(job.folder, "exam"):
             path = job.model or str(job.folder)

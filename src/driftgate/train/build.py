@@ -1,5 +1,7 @@
 """Everything that a run needs, loaded and checked before any compute is spent; restored where there is a checkpoint."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from ..models.policy import Policy
 from ..rollout.engine import Engine
 from ..rollout.hf import HFEngine
 from ..rollout.shared import SharedEngine
+from ..scorers.scorer import Scorer
 from ..verify.grading import Grader
 from ..world import Alone, World
 from . import checkpoint
@@ -22,6 +25,7 @@ from .checkpoint import Position
 from .checks import check_problems, check_ranks, reads_newlines
 from .determinism import prepare_torch
 from .learner import Learner
+from .offload import Parked, ParkedEngine, ParkedScorer, park, park_state
 from .policies import load_policies, scorers_of
 from .rollouts import Engines
 from .run import Run
@@ -44,7 +48,9 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     fingerprints = fingerprints_of(policy, targets["teacher"], tokenizer) if world.rank == 0 else {}
     if world.size > 1:
         shard_policies(config, policy, targets, device)
-    scorers = scorers_of(config, policy, targets, world)
+    parked = park(config, policy, targets) if world.size == 1 else {}
+    scorers: dict[str, Scorer] = {**scorers_of(config, policy, targets, world)}
+    scorers |= {name: ParkedScorer(scorers[name], model) for name, model in parked.items()}
     check_scorers(config, scorers)
     both = (policy.model, tokenizer), (targets["teacher"].model, teacher_tokenizer)
     stop_ids = load.choose_stop_ids(*both, config.rollout.stop_ids)
@@ -52,8 +58,9 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     contexts |= {"teacher_context": load.context_length(targets["teacher"].model)}
     new, template = config.rollout.max_new_tokens, config.teacher.context
     prompts = encode_prompts(problems, tokenizer, config.prompts, new, teacher_template=template, **contexts)
-    learner = learner_of(config, policy, targets, world)
+    learner = learner_of(config, policy, targets, parked, world)
     position, pending = _restore(last[0], learner) if last else (Position(), {})
+    engines = engines_of(config, policy, targets["teacher"], tokenizer, stop_ids, learner.version, world)
     return Run(
         config=config,
         out=out,
@@ -61,7 +68,7 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         targets=targets,
         tokenizer=tokenizer,
         scorers=scorers,
-        engines=engines_of(config, policy, targets["teacher"], tokenizer, stop_ids, learner.version, world),
+        engines=parked_engines(config, engines, parked.get("teacher")),
         learner=learner,
         prompts=prompts,
         # a pass over the whole vocabulary, which other weights have no use for
@@ -87,12 +94,19 @@ def shard_policies(config: TrainConfig, policy: Policy, targets: dict[str, Polic
     shard(policy, mesh)
     read = {name for t in config.all_terms.values() for name, needs in t.objective.needs.items() if needs.hidden}
     for name, target in targets.items():
-        shard(target, mesh, keep_head=name in read)
+        shard(target, mesh, keep_head=name in read, offload="teacher" in config.offload)
 
 
-def learner_of(config: TrainConfig, policy: Policy, targets: dict[str, Policy], world: World) -> Learner:
-    heads = {name: lambda each=each: each.head for name, each in targets.items()}
-    return Learner(config, policy, config.steps * config.passes * config.updates_per_step, heads, world)
+def learner_of(
+    config: TrainConfig, policy: Policy, targets: Mapping[str, Policy], parked: Mapping[str, Parked], world: World
+) -> Learner:
+    """parked: those of the targets that wait in the computer's memory."""
+    heads: dict[str, Callable[[], Tensor]] = {name: lambda each=each: each.head for name, each in targets.items()}
+    heads |= {name: model.head for name, model in parked.items()}
+    learner = Learner(config, policy, config.steps * config.passes * config.updates_per_step, heads, world)
+    if "optimizer" in config.offload:
+        park_state(learner.optimizer, policy.device)
+    return learner
 
 
 def engines_of(
@@ -115,6 +129,14 @@ def engines_of(
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     return Engines(student, writer, stop_ids, encode)
+
+
+def parked_engines(config: TrainConfig, engines: Engines, teacher: Parked | None) -> Engines:
+    """The engines, where the teacher waits in the computer's memory: it comes to write, or to guide the student."""
+    if teacher is None:
+        return engines
+    student = ParkedEngine(engines.student, teacher) if config.rollout.kl_budget else engines.student
+    return replace(engines, student=student, teacher=ParkedEngine(engines.teacher, teacher))
 
 
 def newline_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a run's settings ask of its problems, vocabulary and scorers; refused before any compute is spent."""
+"""Checks of a run's settings against its problems and its vocabulary, before any compute."""
 
 from collections.abc import Sequence
 from importlib import metadata
@@ -9,11 +9,12 @@ from ..errors import InputError
 from ..world import World
 
 TOPS = {"student_top_ids", "teacher_top_ids", "student_top_logp", "teacher_top_logp"}
-"""What reads `diagnostics.k` most probable tokens."""
+"""Streams that hold `diagnostics.k` most probable tokens."""
 
 
 def check_problems(problems: Sequence[Problem], config: TrainConfig) -> None:
-    """Answers where a weight asks the verifier, solutions where one is learned from. Raises InputError."""
+    """Every problem has an answer if a weight reads the verifier's verdict, and a solution if solutions are learned
+    from. Raises InputError."""
     wants = {
         "answer": "a weight reads the verifier's verdict" if needs_verifier(config) else None,
         "solution": "reference solutions are learned from (rollout.on_policy, or a term's responses)"
@@ -25,8 +26,8 @@ def check_problems(problems: Sequence[Problem], config: TrainConfig) -> None:
         if why and lacking:
             raise InputError(
                 f"prompts.path = {config.prompts.path}: {why}, but problem {lacking[0]!r} has no {name} "
-                f"({len(lacking)} of {len(problems)} lack it); add it, rename with prompts.columns, or take that "
-                f"setting out"
+                f"({len(lacking)} of {len(problems)} lack it); add it, name its column with prompts.columns, or remove "
+                f"that setting"
             )
 
 
@@ -57,7 +58,7 @@ def check_ranks(config: TrainConfig, world: World) -> None:
 
 
 def check_supports(config: TrainConfig, vocabulary: int) -> None:
-    """No more most probable tokens than there are. Raises InputError."""
+    """No setting asks for more most probable tokens than the vocabulary has. Raises InputError."""
     wanted = {"objective.k": config.objective.support_size}
     wanted |= {f"terms.{name}.objective.k": term.objective.support_size for name, term in config.terms.items()}
     if config.diagnostics.every or any(TOPS & term.reads for term in config.all_terms.values()):
@@ -68,19 +69,21 @@ def check_supports(config: TrainConfig, vocabulary: int) -> None:
 
 
 def needs_verifier(config: TrainConfig) -> bool:
+    """Whether a weight reads whether a response is right."""
     return "correct" in config.reads
 
 
 def learns_from_solutions(config: TrainConfig) -> bool:
+    """Whether reference solutions are trained on, in place of rollouts or by a term of their own."""
     return config.rollout.on_policy < 1 or any(term.responses == "reference" for term in config.all_terms.values())
 
 
 def reads_newlines(config: TrainConfig) -> bool:
-    """Whether a weight looks at lines of text."""
+    """Whether a weight cuts responses into lines of text."""
     weights = [term.weights.values() for term in config.all_terms.values()]
     return any(factor.partition.kind == "newline" for factors in weights for factor in factors)
 
 
 def needs_initial(config: TrainConfig) -> bool:
-    """Whether a term compares the student with what it was when the run began."""
+    """Whether a term compares the student with the student before training."""
     return any("initial" in term.objective.needs for term in config.all_terms.values())

@@ -1,6 +1,6 @@
 """`driftgate train`: a run folder from nothing, or onward from its last checkpoint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,18 +18,23 @@ from .display import Display
 from .loop import train
 from .run import Run
 
+Savings = Callable[[TrainConfig], Sequence[tuple[str, float]]]
+"""Settings that would save GPU memory, the one that saves most first, with the bytes saved by estimate."""
+
 
 def run(
     config: TrainConfig,
     out: Path,
     console: Console,
     advance: Callable[[int], None] | None = None,
+    savings: Savings | None = None,
     world: World | None = None,
 ) -> None:
     """Train in `out`, which holds config.yaml, environment.json, metrics.jsonl, rollouts/ and checkpoints/ afterwards.
 
-    advance: called for every so many steps that are done, those of earlier sessions included. world: the ranks that
-    train together, all of which call this; rank 0 alone locks, writes and shows.
+    advance: called for every so many steps that are done, those of earlier sessions included. savings: what the error
+    about a full GPU's memory advises. world: the ranks that train together, all of which call this; rank 0 alone locks,
+    writes and shows.
     Raises InputError before any compute for what the user must mend, RunError for a failure on the way.
     """
     if out.exists() and not out.is_dir():
@@ -53,12 +58,12 @@ def run(
             StopSignal() as made.stop,
             Display(console, made.config.steps, made.position.step, advance) as made.display,
         ):
-            _train(made, console)
+            _train(made, console, savings)
     if first:
         console.print(f"{made.config.steps} steps done; model in {folder.final_model(out)}", highlight=False)
 
 
-def _train(made: Run, console: Console) -> None:
+def _train(made: Run, console: Console, savings: Savings | None) -> None:
     try:
         try:
             train(made)
@@ -69,10 +74,28 @@ def _train(made: Run, console: Console) -> None:
         raise
     except torch.OutOfMemoryError as error:
         raise RunError(
-            f"the GPU's memory is full ({str(error).splitlines()[0]}); lower microbatch_tokens (now "
-            f"{made.config.microbatch_tokens}) or, in a rollout, rollout.batch (now {made.config.rollout.batch}) and "
-            "go on in the same folder; or, in another --out, set student.gradient_checkpointing=true"
+            f"the GPU's memory is full ({str(error).splitlines()[0]}). Go on in the same folder with a smaller "
+            f"microbatch_tokens (now {made.config.microbatch_tokens}) or rollout.batch (now "
+            f"{made.config.rollout.batch}){_advice(made.config, savings)}"
         ) from None
+
+
+def _advice(config: TrainConfig, savings: Savings | None) -> str:
+    """The settings in the order of what they would save; those that a resumed run may not change say so. Empty where
+    nothing is known: an error about memory must not end in another error."""
+    try:
+        found = savings(config) if savings else []
+    except Exception:  # whatever it is, the memory is what is full
+        return ""
+    lines = [f"{setting} ({saved / 1e9:,.3g} GB{_elsewhere(setting)})" for setting, saved in found if saved > 0]
+    return f". What would save memory at the peak, by estimate: {', '.join(lines)}" if lines else ""
+
+
+def _elsewhere(setting: str) -> str:
+    """What to add to a setting that needs a new run folder."""
+    name = setting.partition("=")[0]
+    may_change = name.startswith("--") or name in folder.MAY_CHANGE
+    return "" if may_change else ", in another --out"
 
 
 def _write_head(made: Run, problems: str) -> None:

@@ -1,5 +1,6 @@
-"""How student and teacher differ on the student's own answers, and how repetitive these are (arXiv 2604.13016,
-2604.08527).
+"""How far student and teacher are apart on the student's own responses, and how repetitive the responses are.
+
+Sources: arXiv 2604.13016, 2604.08527.
 
 Shapes: N valid response tokens, K most probable tokens of each side.
 """
@@ -18,9 +19,13 @@ from ..method.supports import overlap_ratio
 def distribution_sums(student: Summary, teacher: TokenScores, k: int) -> dict[str, Tensor]:
     """Sums over tokens of the student's entropy, the entropy gap, the overlap ratio and the overlap advantage.
 
-    student: the current student's entropy and K most probable tokens. entropy_gap: |H^S - H^T|, in nats. overlap: share
-    of the teacher's K tokens among the student's K. overlap_advantage: mean of log q - log p over the tokens in both,
-    weighted by the student's probability there; 0 where there are none.
+    student: the current student's entropy and K most probable tokens. teacher: the same of the teacher.
+
+    - entropy: H^S, in nats.
+    - entropy_gap: |H^S - H^T|, in nats.
+    - overlap: share of the teacher's K tokens that are among the student's K.
+    - overlap_advantage: mean of log q - log p over the tokens in both sets, weighted by the student's probabilities;
+      0 if no token is in both.
     """
     assert student.entropy is not None
     assert student.top_ids is not None
@@ -44,7 +49,8 @@ def distribution_sums(student: Summary, teacher: TokenScores, k: int) -> dict[st
 
 
 def repetition(texts: Sequence[str]) -> float:
-    """Mean over texts of the share of bytes that zlib saves, from 0 (nothing repeats) towards 1; 0 for no texts."""
+    """Share of bytes that zlib compression saves, as a mean over texts: 0 if nothing repeats, near 1 if nearly
+    everything does. 0 for no texts."""
     shares = []
     for text in texts:
         raw = text.encode()

@@ -1,4 +1,4 @@
-"""What a run shows while it runs."""
+"""What a run shows on the terminal."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,10 @@ from ..progress import bars
 
 
 class Display:
-    """A progress bar with the time left on a terminal; a line per step elsewhere."""
+    """On a terminal: a progress bar with the time left. In a log file: one line per step."""
 
     def __init__(self, console: Console, steps: int, done: int, advance: Callable[[int], None] | None = None):
+        """steps: of the whole run; done: those of earlier sessions; advance: called with each number of steps done."""
         self.console, self.steps, self.report = console, steps, advance or (lambda steps: None)
         self.report(done)
         self.progress = bars(console, TextColumn("{task.fields[note]}"))
@@ -27,14 +28,15 @@ class Display:
         self.progress.stop()
 
     def rollout(self, responses: int) -> None:
-        """A rollout of so many responses begins."""
+        """A rollout begins; it will have so many responses."""
         self.progress.reset(self.responses_bar, total=responses, visible=True)
 
     def advance(self, responses: int) -> None:
+        """So many more responses have ended."""
         self.progress.advance(self.responses_bar, responses)
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
-        """A step is done; `metrics` are those of its last update and rollout."""
+        """A step has ended. metrics: of its rollout and its last update. step: steps done so far."""
         shown = ("loss", "correct", "gate_mean", "gate_min", "drift_abs", "tokens_mean", "truncated")
         parts = [f"{name} {metrics[name]:.3g}" for name in shown if metrics.get(name) is not None]
         self.report(1)

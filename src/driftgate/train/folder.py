@@ -1,4 +1,4 @@
-"""A run folder: its lock, its configuration and what it was made on; and which settings a resumed run may change."""
+"""A run folder: its lock, its configuration, its environment, and the settings that a resumed run may change."""
 
 import fcntl
 import hashlib
@@ -25,12 +25,13 @@ from ..recipe import check_config
 from . import checkpoint
 
 PACKAGES = ("driftgate", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
-MAY_CHANGE = ("steps", "checkpoint", "device", "microbatch_tokens", "rollout.batch")
-"""Settings that a resumed run may change; the last three change results by rounding."""
+MAY_CHANGE = ("steps", "checkpoint", "offload", "device", "microbatch_tokens", "rollout.batch")
+"""Settings that a resumed run may change. The last three change results, by rounding."""
 
 
 def resolved_config(config: TrainConfig, out: Path) -> TrainConfig:
-    """The configuration to run with: the run folder's own where there is one. Raises InputError where they differ."""
+    """The configuration to run with. In an existing run folder the threads are those that the run began with. Raises
+    InputError for a setting that may not change there."""
     before = config_of(out)
     if before is None:
         return config.model_copy(update={"threads": config.threads or torch.get_num_threads()})
@@ -38,7 +39,7 @@ def resolved_config(config: TrainConfig, out: Path) -> TrainConfig:
 
 
 def config_of(out: Path) -> TrainConfig | None:
-    """What a run folder was begun with; None for a new folder. Raises InputError for one of another version."""
+    """The configuration in a run folder; None for a new folder. Raises InputError if another version wrote it."""
     path = out / "config.yaml"
     if not path.is_file():
         return None
@@ -51,13 +52,13 @@ def config_of(out: Path) -> TrainConfig | None:
 
 
 def check_resumable(before: TrainConfig, config: TrainConfig, out: Path) -> TrainConfig:
-    """`config`, with the threads that the run was begun with. Raises InputError for a setting that may not change."""
+    """`config`, with the threads that the run began with. Raises InputError for a setting that may not change."""
     if config.threads is None:
         config = config.model_copy(update={"threads": before.threads})
     changed = changed_settings(before, config)
     refused = [name for name in changed if name not in MAY_CHANGE]
     if "steps" in changed and config.optimizer.schedule != "constant":
-        refused.append("steps (the learning rate's schedule ends with them)")
+        refused.append("steps (the schedule of the learning rate depends on them)")
     if refused:
         raise InputError(
             f"--out {out}: holds a run with other settings: {', '.join(refused)}; its own are in "
@@ -67,14 +68,14 @@ def check_resumable(before: TrainConfig, config: TrainConfig, out: Path) -> Trai
 
 
 def changed_settings(before: TrainConfig, config: TrainConfig) -> list[str]:
-    """Groups that differ; of `rollout` alone the setting, where it is the batch and nothing else."""
+    """Names of the settings at the top level that differ. If `rollout` differs in its batch alone, "rollout.batch"."""
     changed = [name for name in TrainConfig.model_fields if getattr(before, name) != getattr(config, name)]
     same_batch = before.rollout.model_copy(update={"batch": config.rollout.batch})
     return ["rollout.batch" if name == "rollout" and same_batch == config.rollout else name for name in changed]
 
 
 def lock(out: Path):
-    """Keep a second process out of the run folder while the returned file is open. Raises InputError."""
+    """Keep other processes out of the run folder while the returned file is open. Raises InputError if one is in it."""
     out.mkdir(parents=True, exist_ok=True)
     file = (out / ".lock").open("w")
     try:
@@ -85,7 +86,7 @@ def lock(out: Path):
 
 
 def fingerprint_of_problems(prompts: Sequence[Prompt]) -> str:
-    """sha256 of the problems as parsed, whatever file they came from."""
+    """SHA-256, in hex, of the parsed problems. The file that they come from does not matter."""
     digest = hashlib.sha256()
     for prompt in prompts:
         digest.update(json.dumps(asdict(prompt.problem), sort_keys=True).encode())
@@ -93,7 +94,7 @@ def fingerprint_of_problems(prompts: Sequence[Prompt]) -> str:
 
 
 def check_same_problems(environment: Path, problems: str) -> None:
-    """A resumed run must find the problems that it began with. Raises InputError."""
+    """A resumed run must have the problems that it began with. Raises InputError."""
     sessions = json.loads(environment.read_text()) if environment.is_file() else []
     if sessions and sessions[-1].get("problems_sha256") != problems:
         raise InputError(
@@ -108,17 +109,17 @@ def final_model(out: Path) -> Path:
 
 
 def sha256_of(path: str) -> str:
-    """Of a file, in hex."""
+    """SHA-256 of a file, in hex."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def write_config(path: Path, config: TrainConfig) -> None:
-    """The resolved configuration, which is itself a recipe."""
+    """Write the resolved configuration. The file is itself a recipe."""
     replace_file(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def write_environment(path: Path, **more: Any) -> None:
-    """Append what this session ran on; a resumed run has several entries."""
+    """Append an entry about this session: command, machine, versions and `more`. A resumed run has several entries."""
     sessions = json.loads(path.read_text()) if path.is_file() else []
     sessions.append(
         {
@@ -137,7 +138,8 @@ def write_environment(path: Path, **more: Any) -> None:
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit of the driftgate checkout this runs from, and whether it has changes; None for an installed package."""
+    """Commit of the git checkout that driftgate runs from, and whether files in it have changed. None outside a
+    checkout."""
     folder = Path(sys.modules[package].__file__ or ".").parent
 
     def git(*words: str) -> str | None:

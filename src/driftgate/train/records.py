@@ -1,4 +1,4 @@
-"""What is kept of a rollout batch: the experience that is learned from, the rows of rollouts/, and metrics."""
+"""What a rollout batch is turned into: the experience to train on, the rows of rollouts/, and metrics."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,10 +24,10 @@ def make_experience(
     limit: int,
     version: int,
 ) -> Experience:
-    """The student's responses as a batch, before any score but the verifier's. correct: a verdict for each response;
-    version: see `Learner.version`.
+    """The student's responses as a batch. It has the verifier's verdicts and no other scores yet.
 
-    Raises RunError where nothing can be learned from them.
+    correct: the verdict on each response, None where the problem has no answer. limit: most tokens of a response.
+    version: see `Learner.version`. Raises RunError if nothing can be learned from the responses.
     """
     batch = Experience.of(prompts, responses, config.drop_tokens, version)
     _refuse_useless(batch, config, limit)
@@ -43,17 +43,17 @@ def _refuse_useless(batch: Experience, config: TrainConfig, limit: int) -> None:
     count = len(batch.responses)
     if not len(batch.ids):
         raise RunError(
-            "nothing is left of any response: drop fewer tokens (drop_tokens) or lower rollout.teacher_prefix"
+            "no response has a token to train on: drop fewer tokens (drop_tokens) or lower rollout.teacher_prefix"
         )
     if batch.finished.all() and all(len(response) == 1 for response in batch.responses):
         raise RunError(
             f"every one of the {count} responses is empty (the student stops at once); check prompts.template and "
-            f"prompts.chat, and that the prompt does not already end the student's turn"
+            f"prompts.chat: perhaps the prompt already ends the student's turn"
         )
     if not config.rollout.allow_truncated and not batch.finished.any():
         raise RunError(
             f"every one of the {count} responses was cut at {_limit_setting(config)} = {limit}; raise it, or set "
-            f"rollout.allow_truncated=true if that is meant"
+            f"rollout.allow_truncated=true if this is intended"
         )
 
 
@@ -64,7 +64,7 @@ def _limit_setting(config: TrainConfig) -> str:
 def rollout_rows(
     prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], decode: Callable, grader: Grader
 ) -> list[dict[str, Any]]:
-    """What rollouts/ keeps of each response; `correct` is None where a problem has no answer."""
+    """A row of rollouts/ for each response. `correct` is None if the problem has no answer."""
     rows = []
     for prompt, group in zip(prompts, responses):
         for sample, response in enumerate(group):
@@ -83,7 +83,8 @@ def rollout_rows(
 
 
 def rollout_metrics(batch: Experience, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Lengths, truncated share, repetition and share right of the responses that the student wrote."""
+    """Metrics of the responses that the student wrote: lengths in tokens, share cut at the limit, repetition, share
+    that is right."""
     written = [row for row in rows if not row["reference"]]
     metrics: dict[str, float] = {"responses": len(rows), "tokens": sum(len(row["ids"]) for row in rows)}
     if len(written) < len(rows):
@@ -103,8 +104,11 @@ def rollout_metrics(batch: Experience, rows: Sequence[dict[str, Any]]) -> dict[s
 
 
 def distances(batch: Experience) -> dict[str, float]:
-    """On the tokens that the student wrote: |engine - trainer|, and the mean of log q - log o; from the first update
-    on, which is when the student's log-probabilities are complete."""
+    """Differences of log-probabilities, in nats, over the tokens that the student wrote.
+
+    mismatch_mean, mismatch_max: |engine - trainer|. teacher_gap: mean of log q - log o. Empty before the first update,
+    which completes the student's log-probabilities, and if the student wrote no token.
+    """
     old_logp, teacher, own = batch.scores.behaviour.logp, batch.scores.teacher.logp, batch.written[batch.rows]
     if old_logp is None or not own.any():
         return {}

@@ -1,4 +1,4 @@
-"""Who writes the responses of a step, how long they may get, and what stands in their places."""
+"""The responses of a step: who writes them, how long they may be, and which are reference solutions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,17 +22,17 @@ from .weighing import Moment, factor_values, streams_of
 
 @dataclass
 class Engines:
-    """Who writes: the student, leaning on the teacher where there is a KL budget, and the teacher itself."""
+    """The engines that write responses. With a KL budget the teacher guides the student's engine."""
 
     student: Engine
     teacher: Engine
     stop_ids: tuple[int, ...]
     encode: Callable[[str], tuple[int, ...]]
-    """Token ids of a reference solution."""
+    """Turns the text of a reference solution into token ids."""
 
 
 def length_limit(config: TrainConfig, step: int, controller: LengthController) -> int:
-    """Longest response of a step, counted from 0."""
+    """Most tokens of a response at a step. step: counted from 0; controller: as it stands before the step."""
     horizon, limit = config.rollout.horizon, config.rollout.max_new_tokens
     if horizon is None:
         return limit
@@ -42,13 +42,13 @@ def length_limit(config: TrainConfig, step: int, controller: LengthController) -
 
 
 def controller_of(config: TrainConfig, controller: LengthController | None) -> LengthController:
-    """The length controller as it stands; a new run's starts at `rollout.horizon.start`."""
+    """The length controller as it stands. In a new run it starts at `rollout.horizon.start`."""
     horizon = config.rollout.horizon
     return controller or LengthController(horizon.start if horizon else config.rollout.max_new_tokens)
 
 
 def controller_after(config: TrainConfig, controller: LengthController, batch: Batch) -> LengthController:
-    """The length controller after a step with this rollout batch; its floor is where it started."""
+    """The length controller after a step with this rollout batch. It never falls below the limit that it started at."""
     horizon = config.rollout.horizon
     if horizon is None or horizon.kind != "controller":
         return controller
@@ -57,7 +57,8 @@ def controller_after(config: TrainConfig, controller: LengthController, batch: B
 
 
 def counted_lengths(config: TrainConfig, batch: Batch) -> list[int]:
-    """Tokens of each response that the student wrote: all of them, or those that `horizon.unpruned_by` leaves."""
+    """Tokens of each response that the student wrote. With `horizon.unpruned_by`, only the tokens that this weight
+    keeps above its lower bound are counted."""
     horizon, student = config.rollout.horizon, batch.student
     if horizon is None or horizon.unpruned_by is None:
         return student.lengths
@@ -73,7 +74,8 @@ def counted_lengths(config: TrainConfig, batch: Batch) -> list[int]:
 
 
 def prompts_of_step(prompts: Sequence[Prompt], config: TrainConfig, step: int) -> list[Prompt]:
-    """The prompts of a step, counted from 0: consecutive places in a shuffle keyed by seed and epoch."""
+    """The prompts of a step, counted from 0. They are consecutive in a shuffled order, which depends on the seed and
+    the epoch alone."""
     size, count = config.prompts.per_step, len(prompts)
     places = range(step * size, (step + 1) * size)
     orders = {
@@ -91,9 +93,11 @@ def sample_responses(
     limit: int,
     advance: Callable[[int], None],
 ) -> list[list[Response]]:
-    """`rollout.samples` responses of each prompt, of at most `limit` tokens, written as the settings say.
+    """`rollout.samples` responses of each prompt, of at most `limit` tokens each.
 
-    Every one has its own address in the random stream; where its place goes to the reference solution it is not made.
+    Every response has a random key of its own, so it does not depend on how many others are written. With
+    `rollout.on_policy` below 1, reference solutions take the places of some; those are not written. advance: called
+    with the number of responses that have ended.
     """
     settings = config.rollout
     own = [_own_places(config, step, place, prompt) for place, prompt in enumerate(prompts)]
@@ -112,12 +116,13 @@ def sample_responses(
 
 
 def _left(step: int, steps: int | None) -> float:
-    """What is left of a quantity that falls linearly to 0 over so many steps; all of it for None."""
+    """The factor of a quantity that falls linearly from 1 to 0 over `steps` steps. 1 for None."""
     return 1.0 if steps is None else max(0.0, 1 - step / steps)
 
 
 def _own_places(config: TrainConfig, step: int, place: int, prompt: Prompt) -> list[int]:
-    """The samples of a prompt that the student writes: each with probability `rollout.on_policy`, keyed."""
+    """Numbers of the samples that the student writes. Each is drawn with probability `rollout.on_policy`, by the
+    prompt's own random key."""
     count, share = config.rollout.samples, config.rollout.on_policy
     draws = keyed.generator(config.seed, "mixture", step, place, prompt.problem.id).random(count)
     return [sample for sample in range(count) if draws[sample] < share]
@@ -126,7 +131,7 @@ def _own_places(config: TrainConfig, step: int, place: int, prompt: Prompt) -> l
 def _mixed(
     written: list[list[Response]], references: list[list[Response]], own: list[list[int]], samples: int
 ) -> list[list[Response]]:
-    """Each prompt's samples: those that the student wrote in their places, the reference solution in the others."""
+    """Each prompt's samples: what the student wrote at the places in `own`, the reference solution at all others."""
     groups, mixed = iter(written), []
     for places, [reference] in zip(own, references):
         group = [reference] * samples
@@ -137,7 +142,7 @@ def _mixed(
 
 
 def reference_responses(engines: Engines, prompts: Sequence[Prompt], limit: int) -> list[list[Response]]:
-    """Each prompt's reference solution as its one response, cut at `limit` tokens."""
+    """One response per prompt: its reference solution, cut after `limit` tokens."""
     whole = [reference_response(engines.encode(p.problem.solution or ""), engines.stop_ids[0]) for p in prompts]
     return [[r if len(r.ids) <= limit else _cut(r, limit)] for r in whole]
 
@@ -149,7 +154,7 @@ def _cut(response: Response, limit: int) -> Response:
 def teacher_responses(
     engines: Engines, prompts: Sequence[Prompt], config: TrainConfig, step: int, advance: Callable[[int], None]
 ) -> list[list[Response]]:
-    """One sample of the teacher for each prompt, behind the teacher's own prompt."""
+    """One response per prompt, written by the teacher, which sees its own prompt."""
     settings = config.rollout
     requests = [
         Request(p.teacher_ids, ((config.seed, "teacher stream", step, place, p.problem.id),))
@@ -162,9 +167,9 @@ def teacher_responses(
 def other_responses(
     engines: Engines, prompts: Sequence[Prompt], config: TrainConfig, step: int, check: Callable[[], None]
 ) -> dict[str, Experience]:
-    """Reference solutions and the teacher's samples, each where a term of the step's loss is on them.
+    """Reference solutions and the teacher's responses, each only if a term of the step's loss learns from them.
 
-    check: called as the teacher's samples end; may raise to stop.
+    check: called each time responses of the teacher end. It may raise to stop.
     """
     wanted = {term.responses for term in config.terms_at(step).values()}
     found = {}

@@ -1,4 +1,4 @@
-"""The terms' losses and weights on one micro-batch: the part of the forward pass after the body.
+"""Losses and weights of all terms on one micro-batch. This is the part of the forward pass after the body.
 
 Shapes: N valid response tokens of a micro-batch, H hidden, V vocabulary.
 """
@@ -22,28 +22,28 @@ from .update import Update
 from .weighing import Weighed, streams_of, weigh
 
 TermSums = tuple[dict[str, Tensor], Weighed]
-"""A term's sums over the tokens of a micro-batch, and its weights."""
+"""Sums of a term over the tokens of a micro-batch, by name, and its weights."""
 Finish = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, TermSums]]]
-"""(hidden [N, H], output embedding [V, H]) -> the loss to go backward from, and each term's sums."""
+"""(hidden [N, H], output embedding [V, H]) -> the loss for the backward pass, and the sums of each term."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """A micro-batch's tokens and what the body made of them."""
+    """The tokens of a micro-batch, with their scores and hidden states."""
 
     tokens: Tensor
-    """int64 [N], on the CPU: their places among the tokens of their group of responses."""
+    """int64 [N], on the CPU: places of the tokens among all tokens of their group of responses."""
     ids: Tensor
     """int64 [N]: the sampled token ids y_t."""
     scores: Scored
     hidden: Tensor
-    """[N, H], with gradient."""
+    """[N, H]: the states that predict the tokens, with gradient."""
     embedding: Tensor
     """[V, H]: the output embedding, with gradient."""
 
 
 class Terms:
-    """Losses and weights of the configured terms."""
+    """Losses and weights of the terms that the settings name. target_heads: see `losses.Heads`."""
 
     def __init__(self, config: TrainConfig, target_heads: Heads):
         self.config, self.target_heads = config, target_heads
@@ -52,7 +52,7 @@ class Terms:
         """Whether a weight, an objective or a metric reads the student's log p(y_t)."""
 
     def finish(self, update: Update, responses: str, micro: MicroBatch) -> Finish:
-        """What a forward of the policy ends with."""
+        """The end of the policy's forward pass on a micro-batch: a function from hidden states to loss and sums."""
         terms = update.terms_on(responses)
         portion, tokens = update.portions[responses], micro.tokens
         fused = len(terms) == 1 and all(self._is_known(update, name) for name in terms)
@@ -72,12 +72,15 @@ class Terms:
         return finish
 
     def weigh(self, update: Update, name: str, tokens: Tensor, logp: Tensor | None, device: torch.device) -> Weighed:
-        """The weights of tokens int64 [N] of a term's responses. logp: log p(y_t) of the current student, where it is
-        read."""
+        """The weights of some tokens of a term's responses.
+
+        tokens: int64 [N], places in their group of responses. logp: float [N], log p(y_t) of the current student, or
+        None if nothing reads it. Raises RunError if a factor cannot be normalised.
+        """
         term = update.terms[name]
         portion, k = update.portions[term.responses], self.config.diagnostics.k
         if term.weights and update.unmoved(term):
-            logp = torch.zeros(len(tokens), device=device)  # only the shift counts, and it is 0
+            logp = torch.zeros(len(tokens), device=device)  # the weights depend on the shift alone, which is 0
         streams = streams_of(portion.batch, tokens, term.reads_of_weights, logp, update.moment, k, device)
         weighed = weigh(term, streams, portion.spans_of(tokens, device), update.moment)
         update.tau |= {f"{name}.{factor}": value for factor, value in weighed.tau.items()}
@@ -86,7 +89,7 @@ class Terms:
     def _loss(
         self, update: Update, terms: Mapping[str, TermSettings], given: Given
     ) -> tuple[Tensor, Outputs, dict[str, TermSums]]:
-        """One pass over the head for all terms of a group of responses, then their losses and weights."""
+        """All terms on a group of responses: one pass over the output embedding, then losses and weights."""
         objectives = [term.objective for term in terms.values()]
         student = any(term.responses == "student" for term in terms.values())
         how = self.temperature, self.want_logp and student, self.target_heads
@@ -102,8 +105,8 @@ class Terms:
         return total, outputs, sums
 
     def _fused_loss(self, update: Update, name: str, given: Given) -> tuple[Tensor, Outputs, dict[str, TermSums]]:
-        """As `_loss`, for the one term of a group of responses that `_is_known`: the gradient comes with the
-        log-probabilities."""
+        """As `_loss`, for a single term that `_is_known`. The gradient is computed together with the
+        log-probabilities, which saves one product with the vocabulary."""
         term, student = update.terms[name], update.terms[name].responses == "student"
         outputs = Outputs(given.hidden, given.embedding, None, self.temperature, self.target_heads)
         weighed = self._weighed(update, name, given.tokens, outputs)
@@ -118,14 +121,15 @@ class Terms:
         return total * update.scale(name), replace(outputs, logp=logp), {name: sums}
 
     def _is_known(self, update: Update, name: str) -> bool:
-        """Whether a term reads the student through the sampled tokens' log-probabilities alone, with weights that do
-        not wait for them."""
+        """Whether the gradient can be computed in the forward pass: the loss reads the student through the sampled
+        tokens' log-probabilities alone, and the weights are known without them."""
         term = update.terms[name]
         waits = term.reads_of_weights & {"logp", "behaviour_logp"} and not update.unmoved(term)
         return term.objective.reads_sampled_token and (name in update.ahead or not waits)
 
     def _weighed(self, update: Update, name: str, tokens: Tensor, outputs: Outputs) -> Weighed:
-        """The weights of a micro-batch's tokens: those found ahead, or from the student's log-probabilities now."""
+        """The weights of a micro-batch's tokens. They were found before the backward pass, or follow now from the
+        student's log-probabilities."""
         device = outputs.hidden.device
         if name in update.ahead:
             found = update.ahead[name]
@@ -134,13 +138,15 @@ class Terms:
         return self.weigh(update, name, tokens, outputs.logp, device)
 
     def _with_old_logp(self, update: Update, student: bool, scores: Scored, logp: Tensor | None) -> Scored:
-        """At age 0 the current student wrote the rollout: its log-probabilities are the old ones."""
+        """The scores with the old log-probabilities. At age 0 the current student wrote the rollout, so its own are the
+        old ones."""
         if logp is None or not (student and update.fresh and self.want_logp):
             return scores
         return replace(scores, behaviour=replace(scores.behaviour, logp=logp.detach()))
 
     def _student_sums(self, update: Update, given: Given, outputs: Outputs) -> dict[str, Tensor]:
-        """Sums over the student's tokens for the metrics: drift, clipping and, to diagnose, both distributions."""
+        """Sums over the student's tokens for metrics: drift and clipping, and in a diagnosed update how far student and
+        teacher are apart."""
         scores = self._with_old_logp(update, True, given.scores, outputs.logp)
         portion, sums, old_logp = update.portions["student"], {}, scores.behaviour.logp
         if outputs.logp is not None and old_logp is not None:

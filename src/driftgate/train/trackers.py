@@ -1,4 +1,4 @@
-"""What a run writes down while it runs: metrics.jsonl and rollouts/."""
+"""The files that a run writes while it trains: metrics.jsonl and rollouts/."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,10 @@ from .checkpoint import Position
 
 
 class Metrics:
-    """metrics.jsonl: a line per rollout batch (`kind` "rollout") and per optimiser update ("update")."""
+    """metrics.jsonl. Each rollout batch adds a line of kind "rollout", each optimiser update one of kind "update"."""
 
     def __init__(self, path: Path, position: Position, writes: bool = True):
-        """Lines from beyond the position that the run resumes at are dropped: they are about to be made again.
+        """Deletes lines that come after the position where the run resumes: the run is about to write them again.
 
         writes: False on ranks that leave writing to rank 0.
         """
@@ -25,13 +25,14 @@ class Metrics:
         self.file = path.open("a")
 
     def log(self, kind: str, **values: Any) -> None:
+        """Append a line and flush it."""
         if self.file is not None:
             self.file.write(json.dumps({"kind": kind, **values}) + "\n")
             self.file.flush()
 
 
 def _is_before(line: dict[str, Any], position: Position) -> bool:
-    """Whether a line was made before the position; `step` and `update` count from 1."""
+    """Whether a line belongs to the part of the run before the position. A line counts `step` and `update` from 1."""
     if line["step"] <= position.step:
         return True
     in_step_begun = line["step"] == position.step + 1 and position.update > 0
@@ -39,6 +40,7 @@ def _is_before(line: dict[str, Any], position: Position) -> bool:
 
 
 def write_rollouts(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One JSONL file per step: prompt id, sample index, text, token ids, whether it ended, whether it is right."""
+    """Write the responses of a step as JSONL. Each row has the prompt's id, the sample's number, text and token ids,
+    whether the response ended, and whether it is right."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,7 +1,7 @@
-"""From a term's factors to its tokens' weights: the configured side of `method.signals` and `method.weights`.
+"""From a term's factors to its tokens' weights, as the settings say. The arithmetic is in `method`.
 
-Shapes: N tokens of whole sequences, S spans. Factors with mean 1 over the optimiser batch are returned unscaled, with
-their sums: the mean is known only once all micro-batches have been seen (`Sums.denominator`).
+Shapes: N tokens of whole sequences, S spans. A factor that must have mean 1 over the optimiser batch is returned
+unscaled, together with its sum. Its mean is known only after the last micro-batch: see `Sums.denominator`.
 """
 
 from dataclasses import dataclass, field
@@ -26,16 +26,20 @@ from ..method.spans import fixed_spans, newline_spans, random_spans, sequence_sp
 
 @dataclass(frozen=True)
 class Moment:
-    """Where in a run an update stands: the address of its random draws, and the age of its rollouts."""
+    """The place of an update in the run: the key of its random draws, and the age of its rollouts."""
 
     seed: int
     step: int
-    """Rollout batches before this one."""
+    """Number of rollout batches before this one."""
     age: int = 0
-    """Optimiser updates between the weights that wrote the rollout and the current ones; at 0 they are the same."""
+    """Number of optimiser updates since the weights that wrote the rollout. At 0 these are the current weights."""
 
     def uniforms(self, purpose: str, name: str, sequences: Tensor) -> Tensor:
-        """float64 [N] in [0, 1): a draw for each token, whatever other sequences there are. name: of the factor."""
+        """float64 [N] in [0, 1): a random draw for each token. It does not depend on which other sequences are present.
+
+        purpose, name: keys of the draws, for instance "control" and the factor's name. sequences: int64 [N], the number
+        of each token's sequence.
+        """
         numbers, counts = sequences.cpu().unique_consecutive(return_counts=True)
         parts = [
             keyed.generator(self.seed, purpose, name, self.step, self.age, number).random(count)
@@ -47,33 +51,35 @@ class Moment:
 
 @dataclass
 class Weighed:
-    """The weights of some tokens, and what their sums need."""
+    """The weights of some tokens, and their sums."""
 
     weight: Tensor
-    """[N]: the product of the factors, those with mean 1 over the optimiser batch unscaled."""
+    """[N]: the product of all factors. Factors with mean 1 over the optimiser batch are not scaled yet."""
     raw: Tensor
-    """[N]: the product before any normalisation; what metrics describe."""
+    """[N]: the product before any normalisation. Metrics describe this one."""
     least: Tensor
-    """[]: the least value of any factor, which must not be negative."""
+    """[]: the smallest value of any factor. It must not be negative."""
     sums: dict[str, Tensor] = field(default_factory=dict)
-    """`factor.NAME`, the sum over tokens of each factor with mean 1 over the optimiser batch, and `kept`, the weights
-    above 0."""
+    """`factor.NAME`: the sum over tokens of each factor with mean 1 over the optimiser batch. `kept`: the number of
+    weights above 0."""
     tau: dict[str, float] = field(default_factory=dict)
-    """The tau that a factor chose for its effective sample size."""
+    """By factor: the tau that gives it the effective sample size that its settings ask for."""
 
 
 Spans = dict[Partition, Tensor]
+"""int64 [N] by partition: the span of each token."""
 
 
 def weighed_ahead(term: TermSettings, terms: int) -> bool:
-    """Whether a term's weights, or what their sum is divided by, must be known before the backward; `terms` in all."""
+    """Whether a term's weights, or the denominator of its loss, must be known before the backward pass. terms: number
+    of terms in the loss."""
     factors = term.weights.values()
     summed = term.denominator == "kept" or any(factor.normalise == "minibatch" for factor in factors)
     return any(factor.whole for factor in factors) or (terms > 1 and summed)
 
 
 def fixed_partitions(term: TermSettings, batch: Experience, newline_ids: Tensor) -> Spans:
-    """The term's partitions that do not move with the drift, over the whole batch: int64 [N] each.
+    """The term's partitions that do not depend on the drift, for all tokens of the batch: int64 [N] each.
 
     newline_ids: bool [V], True where a token's text contains a newline.
     """
@@ -81,7 +87,7 @@ def fixed_partitions(term: TermSettings, batch: Experience, newline_ids: Tensor)
 
 
 def partition_spans(partition: Partition, batch: Experience, newline_ids: Tensor) -> Tensor:
-    """int64 [N]: the spans of a block, newline, token or sequence partition."""
+    """int64 [N]: the span of each token, for a partition of kind block, newline, token or sequence."""
     if partition.kind == "newline":
         ends = newline_ids[batch.ids]
         return newline_spans(batch.rows, ends, partition.min_tokens, partition.max_tokens, partition.size)
@@ -91,9 +97,9 @@ def partition_spans(partition: Partition, batch: Experience, newline_ids: Tensor
 
 
 def weigh(term: TermSettings, streams: Streams, spans: Spans, moment: Moment) -> Weighed:
-    """The weights of the tokens of `streams`. spans: `fixed_partitions`, of these tokens.
+    """The weights of the tokens in `streams`. spans: the `fixed_partitions` of the same tokens.
 
-    Raises RunError where a factor cannot be normalised.
+    Raises RunError if a factor cannot be normalised.
     """
     ones = torch.ones(streams.rows.shape, device=streams.rows.device)
     weighed = Weighed(ones, ones, ones.new_zeros(()))
@@ -114,7 +120,8 @@ def weigh(term: TermSettings, streams: Streams, spans: Spans, moment: Moment) ->
 def factor_values(
     name: str, factor: Factor, streams: Streams, spans: Spans, moment: Moment, tau: dict[str, float]
 ) -> Tensor:
-    """One factor [N] before normalisation: signal -> reduce -> map -> control. Notes a chosen tau in `tau`."""
+    """[N]: one factor before normalisation: signal -> reduce -> map -> control. A factor that chooses its tau writes it
+    into `tau` under its name. Raises RunError for a signal that goes wrong."""
     signal, ids = observe(factor.signal, streams), _spans(name, factor, streams, spans, moment)
     if factor.map.kind == "before_drop":
         mapped = keep_before_drop(streams.rows, signal, ids)[steps.first_of(ids)].float()
@@ -130,14 +137,15 @@ def factor_values(
 
 
 def observe(wanted: str | Condition, streams: Streams) -> Tensor:
-    """float [N]: a signal, or 1 where a condition on it holds, else 0. Raises RunError for a signal that goes wrong."""
+    """float [N]: the values of a signal. For a condition: 1 where it holds, 0 elsewhere. Raises RunError if the signal
+    fails or has another shape."""
     name = wanted if isinstance(wanted, str) else wanted.signal
     try:
         values = SIGNALS[name].compute(streams)
     except ValueError as error:
         raise RunError(f"signal {name}: {error}") from error
     if values.shape != streams.rows.shape:
-        raise RunError(f"signal {name}: gives {list(values.shape)} for {len(streams.rows)} tokens; return [N]")
+        raise RunError(f"signal {name}: has shape {list(values.shape)} for {len(streams.rows)} tokens; return [N]")
     return values if isinstance(wanted, str) else _beyond(values, wanted).float()
 
 
@@ -150,10 +158,11 @@ def streams_of(
     k: int,
     device: torch.device,
 ) -> Streams:
-    """What weights look at: the streams `reads` of tokens (int64 [N], places in the batch), on a device.
+    """What the weights of some tokens read, on a device.
 
-    logp: float [N], log p(y_t) of the current student, where it is read; at age 0 these are the old log-probabilities
-    too. k: tokens of each side that overlap and divergence look at.
+    tokens: int64 [N], places of the tokens in the batch. reads: names of the streams. logp: float [N], log p(y_t) of
+    the current student, or None if nothing reads it. At age 0 it also serves as the old log-probabilities. k: number of
+    most probable tokens of each model that overlap and divergence compare.
     """
     values = {} if logp is None else {"logp": logp.detach()}
     if logp is not None and moment.age == 0:
@@ -163,12 +172,12 @@ def streams_of(
         known = batch.readable(name)
         values[name] = (known[:, :k] if known.dim() > 1 else known)[tokens].to(device)
     sequences = batch.rows[tokens].to(device)
-    rows = torch.unique_consecutive(sequences, return_inverse=True)[1]  # counted anew from 0
+    rows = torch.unique_consecutive(sequences, return_inverse=True)[1]  # numbered from 0, without gaps
     return Streams(sequences, rows, batch.place[tokens].to(device), moment.age, values)
 
 
 def _beyond(values: Tensor, threshold: OneSided) -> Tensor:
-    """bool: above `above`, or below `below`, whichever is given."""
+    """bool: where values are above `above`, or below `below`. A threshold has one of the two."""
     if threshold.above is not None:
         return values > threshold.above
     assert threshold.below is not None
@@ -176,11 +185,12 @@ def _beyond(values: Tensor, threshold: OneSided) -> Tensor:
 
 
 def _fixed(factor: Factor) -> bool:
+    """Whether the factor's spans stay the same while the student changes."""
     return factor.partition.kind not in ("prefix", "changepoint")
 
 
 def _spans(name: str, factor: Factor, streams: Streams, spans: Spans, moment: Moment) -> Tensor:
-    """int64 [N], ids from 0 without gaps."""
+    """int64 [N]: the span of each token, numbered from 0 without gaps."""
     partition = factor.partition
     if partition.kind == "prefix":
         return token_spans(streams.rows)
@@ -194,7 +204,7 @@ def _spans(name: str, factor: Factor, streams: Streams, spans: Spans, moment: Mo
 
 
 def _reduced(factor: Factor, signal: Tensor, ids: Tensor, streams: Streams) -> Tensor:
-    """[N] to [S]; a prefix is one span a token."""
+    """[N] to [S]: one value per span. In a prefix partition each token is a span of its own."""
     if factor.partition.kind == "prefix":
         return steps.reduce_prefix(signal, streams.rows, factor.reduce, factor.partition.exclusive)
     return steps.reduce_spans(signal, ids, factor.reduce)
@@ -203,7 +213,7 @@ def _reduced(factor: Factor, signal: Tensor, ids: Tensor, streams: Streams) -> T
 def _mapped(
     name: str, factor: Factor, values: Tensor, ids: Tensor, streams: Streams, moment: Moment, tau: dict[str, float]
 ) -> Tensor:
-    """[S] to [S]."""
+    """[S] to [S]: the factor's map."""
     how = factor.map
     if how.kind == "exp":
         return torch.exp(-how.tau * values)
@@ -225,7 +235,7 @@ def _mapped(
 
 
 def _controlled(name: str, factor: Factor, values: Tensor, ids: Tensor, streams: Streams, moment: Moment) -> Tensor:
-    """[S] to [S]: the factor's control, if any, on the values of its spans."""
+    """[S] to [S]: the factor's control applied to the values of its spans; the values themselves without a control."""
     if factor.control in (None, "shuffle_boundaries"):
         return values
     if factor.control == "inverse":
@@ -240,7 +250,8 @@ def _controlled(name: str, factor: Factor, values: Tensor, ids: Tensor, streams:
 
 
 def _unit_mean_by_sequence(name: str, factor: Factor, values: Tensor, rows: Tensor) -> Tensor:
-    """Mean 1 inside each sequence [N]; a sequence without any weight keeps none, unless a gate closed on it."""
+    """[N]: scaled to mean 1 inside each sequence. A sequence whose values are all 0 stays 0. For a gate that is an
+    error: raises RunError."""
     gate = factor.map.kind == "exp"
     try:
         return unit_mean(values, rows, keep_zeros=not gate)
@@ -250,7 +261,7 @@ def _unit_mean_by_sequence(name: str, factor: Factor, values: Tensor, rows: Tens
 
 
 def closed_gate(name: str, factor: Factor, where: str) -> str:
-    """What to say where exp(-tau * v) is 0 throughout."""
+    """The message for a gate exp(-tau * v) that is 0 on every token. where: the tokens meant."""
     setting = "gate.tau" if name == "gate" else f"tau of the weight {name}"
     tau = getattr(factor.map, "tau", None)
     return f"every gate is 0 ({where}): the drift is too large for {setting} = {tau}; lower it"
