@@ -37,7 +37,7 @@ _LOST = ("gloo", "nccl", "peer", "connection", "store", "socket")
 def joined() -> Iterator[World]:
     """All ranks, where the environment says that there are several, else `Alone`. An error that ends one rank ends all;
     one of them raises it, the others leave silently with the same exit code."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE") == "1":
         yield Alone()
         return
     world = Ranks()
