@@ -76,7 +76,7 @@ def estimate(
     if not 0 < mean_length <= 1:
         raise InputError(f"mean_length = {mean_length}: give a fraction of max_new_tokens, above 0 and at most 1")
     assumptions = replace(assumed or Assumptions(mean_length), mean_length=mean_length)
-    student, teacher = shape_of(config.student.path, "student"), shape_of(config.teacher.path, "teacher")
+    student, teacher = shape_of(config.student.path, "student"), shape_of(config.teacher_model.path, "teacher")
     room = (student.context or 2 * LONGEST) - assumptions.prompt_tokens
     exam_limit = exam_max_new_tokens or min(LONGEST, max(1, room))
     work = Workload(config, student, teacher, exam_problems * exam_samples, exam_limit, exam_batch, assumptions)

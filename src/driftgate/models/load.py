@@ -16,7 +16,8 @@ from transformers import (
 
 from ..config import ModelSettings
 from ..errors import InputError
-from .sources import resolve
+from . import lora
+from .sources import adapter_base, resolve
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -24,6 +25,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 def load_tokenizer(settings: ModelSettings, role: str) -> PreTrainedTokenizerBase:
     """The tokenizer saved beside the model. Raises InputError where there is none."""
     path = resolve(settings.path, role)
+    base = adapter_base(path)
+    if base is not None and not (Path(path) / "tokenizer_config.json").is_file():
+        return load_tokenizer(settings.model_copy(update={"path": base}), role)
     try:
         # cleaning up spaces would change what the model wrote
         return AutoTokenizer.from_pretrained(path, clean_up_tokenization_spaces=False)
@@ -32,12 +36,15 @@ def load_tokenizer(settings: ModelSettings, role: str) -> PreTrainedTokenizerBas
 
 
 def load_model(settings: ModelSettings, role: str, device: torch.device) -> nn.Module:
-    """A causal LM on `device`, in evaluation mode. `role` is "student", "teacher" or "model".
+    """A causal LM on `device`, in evaluation mode; of an adapter's folder its base with the adapter merged. `role` is
+    "student", "teacher" or "model".
 
     Raises InputError where there is none, where its attention is not full causal attention, and for a mixture of
     experts in float64.
     """
     path = resolve(settings.path, role)
+    if (base := adapter_base(path)) is not None:
+        return lora.merge_saved(load_model(settings.model_copy(update={"path": base}), role, device), path)
     model: Any
     try:
         config = AutoConfig.from_pretrained(path)

@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..data.packing import MicroBatch
 from ..errors import InputError
 from .load import DTYPES
+from .lora import TRAINED, Adapters
 
 Result = TypeVar("Result")
 
@@ -26,10 +27,12 @@ class Policy(nn.Module):
     weights, or the ratio to the rollout's would measure the dropout.
     """
 
-    def __init__(self, model: nn.Module, compute: str | None = None):
+    def __init__(self, model: nn.Module, compute: str | None = None, adapters: Adapters | None = None):
+        """adapters: those that peft has put into `model`, where it is trained by LoRA."""
         super().__init__()
         self.model = model
         self.compute = compute
+        self.adapters = adapters
         self._ask_for_checkpoints(False)
         for layer in self._checkpointing_layers():
             layer.register_forward_pre_hook(_compute_without_dropout)
@@ -72,15 +75,22 @@ class Policy(nn.Module):
             return finish(hidden, self.head)
 
     def for_decoding(self) -> nn.Module:
-        """The live model, or a copy cast to `compute` where the weights are of another type.
+        """The live model, or a copy cast to `compute` where the weights are of another type. Adapters are merged into
+        the copy.
 
         The copy is made once for a whole rollout. Autocast would cast every weight again at every token.
         """
         self._ask_for_checkpoints(False)
+        if self.adapters is not None:
+            return self.adapters.plain(TRAINED, DTYPES[self.compute] if self.compute else None)
         if self.compute is None or DTYPES[self.compute] == self._embedding.dtype:
             return self.model
         cast = {id(p): nn.Parameter(p.detach().to(DTYPES[self.compute])) for p in self.model.parameters()}
         return copy.deepcopy(self.model, cast)  # type: ignore[arg-type]
+
+    def weights(self) -> dict[str, Any]:
+        """Every tensor that decides what the model says, by name."""
+        return self.model.state_dict()
 
     def _ask_for_checkpoints(self, on: bool) -> None:
         """Put the model in evaluation mode. With `on`, layers that have gradient checkpointing enabled will use it."""

@@ -17,6 +17,7 @@ from . import checkpoint
 from .checkpoint import Position
 from .checks import check_problems, reads_newlines
 from .determinism import prepare_torch
+from .follow import Follower, follower_of
 from .learner import Learner
 from .policies import load_policies, scorers_of
 from .rollouts import Engines
@@ -28,7 +29,7 @@ def build_run(config: TrainConfig, out: Path) -> Run:
     """Load, check and, where `out` has a checkpoint, restore. Raises InputError."""
     device = prepare_torch(config)
     tokenizer = load.load_tokenizer(config.student, "student")
-    teacher_tokenizer = load.load_tokenizer(config.teacher, "teacher")
+    teacher_tokenizer = load.load_tokenizer(config.teacher_model, "teacher")
     load.check_vocabularies(tokenizer, teacher_tokenizer)
     problems = load_problems(config.prompts)
     check_problems(problems, config)
@@ -43,7 +44,8 @@ def build_run(config: TrainConfig, out: Path) -> Run:
     new, template = config.rollout.max_new_tokens, config.teacher.context
     prompts = encode_prompts(problems, tokenizer, config.prompts, new, teacher_template=template, **contexts)
     learner = learner_of(config, policy, targets)
-    position, pending = _restore(last[0], learner) if last else (Position(), {})
+    follower = follower_of(config, policy, targets["teacher"])
+    position, pending = _restore(last[0], learner, follower) if last else (Position(), {})
     return Run(
         config=config,
         out=out,
@@ -59,6 +61,7 @@ def build_run(config: TrainConfig, out: Path) -> Run:
         grader=Grader(),
         position=position,
         pending=pending,
+        follower=follower,
     )
 
 
@@ -93,7 +96,9 @@ def newline_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
     return table
 
 
-def _restore(path: Path, learner: Learner) -> tuple[Position, dict[str, Experience]]:
+def _restore(path: Path, learner: Learner, follower: Follower | None) -> tuple[Position, dict[str, Experience]]:
     position, state, pending = checkpoint.load(path)
     learner.load_state_dict(state)
+    if follower is not None:
+        follower.load_state_dict(state)
     return position, pending

@@ -1,6 +1,7 @@
 """`driftgate train`: a run folder from nothing, or onward from its last checkpoint."""
 
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from rich.console import Console
 from ..config import TrainConfig
 from ..errors import InputError, RunError
 from ..models.identity import fingerprint
+from ..models.views import AdapterView
 from ..recipe import run_code
 from ..stop import Stopped, StopSignal
 from . import folder
@@ -31,8 +33,10 @@ def run(config: TrainConfig, out: Path, console: Console, advance: Callable[[int
     made = build_run(folder.resolved_config(config, out), out)
     problems = folder.fingerprint_of_problems(made.prompts)
     folder.check_same_problems(out / "environment.json", problems)
+    base = _base_sha256(made)
+    folder.check_same_base(out / "environment.json", base)
     with begun or folder.lock(out):
-        _write_head(made, problems)
+        _write_head(made, problems, base)
         if made.position.step or made.position.update:
             console.print(f"resuming {out} at {made.position.name}", highlight=False)
         with (
@@ -58,7 +62,12 @@ def _train(made: Run, console: Console) -> None:
         ) from None
 
 
-def _write_head(made: Run, problems: str) -> None:
+def _base_sha256(made: Run) -> str | None:
+    """Of the frozen base of adapters, which a checkpoint does not hold; None for a student without adapters."""
+    return fingerprint(AdapterView(made.policy, None), made.tokenizer) if made.policy.adapters is not None else None
+
+
+def _write_head(made: Run, problems: str, base: str | None) -> None:
     """config.yaml, and this session's entry of environment.json."""
     folder.write_config(made.out / "config.yaml", made.config)
     environment = {
@@ -66,6 +75,7 @@ def _write_head(made: Run, problems: str) -> None:
         "problems_sha256": problems,
         "student_sha256": fingerprint(made.policy, made.tokenizer),
         "teacher_sha256": fingerprint(made.targets["teacher"], made.tokenizer),
+        **({"base_sha256": base, "peft": metadata.version("peft")} if base is not None else {}),
         **({"code_sha256": folder.sha256_of(made.config.code)} if made.config.code else {}),
     }
     folder.write_environment(made.out / "environment.json", **environment)

@@ -21,6 +21,7 @@ from ..world import Alone, World
 from . import checkpoint
 from .checkpoint import Position
 from .display import Display
+from .follow import Follower
 from .learner import Learner
 from .portions import Batch, ScheduledUpdate
 from .records import distances
@@ -52,6 +53,8 @@ class Run:
     position: Position
     pending: dict[str, Experience] = field(default_factory=dict)
     """The rollout batch of a step that was interrupted, by whose responses they are; empty between steps."""
+    follower: Follower | None = None
+    """Moves the teacher after the student; None for a teacher that stays as it is."""
     world: World = field(default_factory=Alone)
     stop: StopSignal = field(default_factory=StopSignal)
 
@@ -87,6 +90,8 @@ class Run:
         controller = controller_after(self.config, controller, batch)
         self.position = Position(self.position.step + 1, controller=controller)
         self.source.done()
+        if self.follower is not None:
+            self.follower.after_step(self.position.step)
         self.engines.student.load(self.policy, self.learner.version)
         self.display.step(self.position.step, batch.metrics | self.latest)
 
@@ -99,6 +104,8 @@ class Run:
         """A checkpoint of where the run stands."""
         pending = self.source.pending() if self.position.update else {}
         folder, keep, state = self.out / "checkpoints", self.config.checkpoint.keep, self.learner.state_dict()
+        if self.follower is not None:
+            state |= self.follower.state_dict()
         checkpoint.save(folder, self.position, self.write_model, state, pending, keep)
 
     def write_model(self, folder: Path) -> None:
