@@ -1,6 +1,6 @@
 """The models of a run, as settings."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -20,6 +20,18 @@ class ModelSettings(Settings):
     """Type of the weights. At a small learning rate keep a student's float32: bfloat16 weights swallow its updates."""
     compute: Literal["bfloat16"] | None = None
     """Type that the body's matrix products run in (autocast); null runs them in `dtype`."""
+    quantise: Literal["4bit"] | None = None
+    """Hold the linear layers' weights in 4 bits (NF4; extra `quantise` and a GPU); products run in `dtype`. Of the
+    student only with `lora`."""
+
+    @model_validator(mode="after")
+    def _quantised_products(self) -> Self:
+        if self.quantise and self.compute:
+            raise ValueError(
+                f"quantise = {self.quantise} with compute = {self.compute}: products with 4-bit weights run in dtype; "
+                f"set dtype=bfloat16 and compute=null"
+            )
+        return self
 
 
 class LoraSettings(Settings):
@@ -39,6 +51,14 @@ class StudentSettings(ModelSettings):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     lora: LoraSettings | None = None
     """Train adapters instead of the weights (extra `lora`); null trains the weights."""
+
+    @model_validator(mode="after")
+    def _quantised_is_frozen(self) -> Self:
+        if self.quantise and self.lora is None:
+            raise ValueError(
+                f"quantise = {self.quantise} without lora: 4-bit weights cannot be trained; set student.lora.rank=16"
+            )
+        return self
 
 
 class FollowSettings(Settings):

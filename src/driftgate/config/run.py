@@ -77,7 +77,12 @@ class TrainConfig(Settings):
                     "teacher.dtype=float32"
                 )
             return self
-        shared = {name: getattr(self.student, name) for name in ("dtype", "compute")}
+        if self.student.quantise and self.teacher.follow is not None:
+            raise ValueError(
+                f"teacher.follow with student.quantise = {self.student.quantise}: a following adapter on a 4-bit base "
+                f"is not supported; set one of them to null"
+            )
+        shared = {name: getattr(self.student, name) for name in ("dtype", "compute", "quantise")}
         return self.model_copy(update={"teacher": self.teacher.model_copy(update=shared)})
 
     @model_validator(mode="after")

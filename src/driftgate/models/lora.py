@@ -34,6 +34,7 @@ class Adapters:
         self.wrapped, self.base = wrapped, base
         self.model: nn.Module = wrapped.get_base_model()
         self.layers: dict[str, Any] = _wrapped_layers(self.model)
+        self.quantised = not all(layer.get_base_layer().weight.is_floating_point() for layer in self.layers.values())
 
     @contextmanager
     def using(self, adapter: str | None) -> Iterator[None]:
@@ -125,9 +126,11 @@ def attach(model: nn.Module, settings: LoraSettings, base: str, seed: int) -> Ad
     return adapters
 
 
-def merge_saved(model: nn.Module, folder: str) -> nn.Module:
-    """A base with a saved adapter merged into its weights, in place. Raises InputError where peft is missing."""
-    return _peft().PeftModel.from_pretrained(model, folder).merge_and_unload()
+def with_saved(model: nn.Module, folder: str, merge: bool) -> nn.Module:
+    """A base with a saved adapter: merged into its weights, or beside them. In place. Raises InputError where peft is
+    missing."""
+    wrapped = _peft().PeftModel.from_pretrained(model, folder)
+    return wrapped.merge_and_unload() if merge else wrapped.get_base_model()
 
 
 def _check_names(model: Any, settings: LoraSettings, refused: str) -> None:

@@ -76,12 +76,12 @@ class Policy(nn.Module):
 
     def for_decoding(self) -> nn.Module:
         """The live model, or a copy cast to `compute` where the weights are of another type. Adapters are merged into
-        the copy.
+        the copy, unless the base is in 4 bits: merging would unpack it.
 
         The copy is made once for a whole rollout. Autocast would cast every weight again at every token.
         """
         self._ask_for_checkpoints(False)
-        if self.adapters is not None:
+        if self.adapters is not None and not self.adapters.quantised:
             return self.adapters.plain(TRAINED, DTYPES[self.compute] if self.compute else None)
         if self.compute is None or DTYPES[self.compute] == self._embedding.dtype:
             return self.model

@@ -22,6 +22,11 @@ def export(run: Path, out: Path, adapter: bool = False) -> None:
     model, config = _newest(run)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: is there already; choose a new folder")
+    if config.student.quantise and not adapter:
+        raise InputError(
+            f"{run}: student.quantise = {config.student.quantise}: an adapter trained on a 4-bit base is not merged; "
+            f"export it alone, with --adapter"
+        )
     if adapter and config.student.lora is None:
         raise InputError(f"--adapter: {run} was trained without student.lora, so it has no adapter; leave it out")
     partial = out.with_name(out.name + checkpoint.PARTIAL)
