@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from bad_input import drive
 from conftest import collected, make_model
 from rich.console import Console
@@ -19,7 +20,7 @@ from driftgate.models.identity import fingerprint
 from driftgate.models.load import load_model, load_tokenizer
 from driftgate.models.policy import Policy
 from driftgate.models.views import AdapterView
-from driftgate.recipe import check_config
+from driftgate.recipe import check_config, load_recipe
 from driftgate.rollout.engine import Request, Sampling
 from driftgate.rollout.hf import HFEngine
 from driftgate.train import policies
@@ -201,8 +202,9 @@ def test_recomputed_activations_give_the_same_gradient(pair):
 
 @pytest.mark.parametrize("adapters", [True, False])
 def test_the_student_as_teacher_is_the_initial_student(settings, lora_settings, tmp_path, adapters):
-    """Also in the loss over the whole vocabulary, which reads the teacher's head during an update."""
+    """Also in the loss over the whole vocabulary, which reads the teacher's head during an update, and as a writer."""
     chosen = lora_settings if adapters else settings
+    chosen |= {"rollout": chosen["rollout"] | {"teacher_prefix": 5}}
     loss = {"kind": "divergence", "divergence": "reverse_kl", "support": "vocabulary"}
     for name, path in (("lent", "student"), ("copy", settings["student"]["path"])):
         run(check_config(chosen | {"teacher": {"path": path}, "objective": loss}), tmp_path / name, QUIET)
@@ -232,6 +234,14 @@ def test_a_base_that_has_changed_does_not_resume_a_run(lora_settings, tmp_path):
     make_model(tmp_path / "base", 2)
     with pytest.raises(InputError, match=r"the base of student\.lora is not the one"):
         run(check_config(changed), tmp_path / "run", QUIET)
+
+
+def test_a_group_that_a_run_s_configuration_has_off_can_be_turned_on(settings, tmp_path):
+    recipe = tmp_path / "config.yaml"
+    recipe.write_text(yaml.safe_dump(check_config(settings).model_dump(mode="json")))
+    lora_of = load_recipe(str(recipe), ["student.lora.rank=8"]).student.lora
+    assert lora_of is not None
+    assert (lora_of.rank, lora_of.alpha) == (8, None)
 
 
 def test_a_run_is_evaluated_with_its_adapter(lora_settings, tmp_path, monkeypatch, capsys):

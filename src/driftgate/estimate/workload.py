@@ -94,4 +94,6 @@ class Workload:
             found.append("rollout.on_policy below 1 saves some rollouts")
         if rollout.teacher_prefix:
             found.append("rollout.teacher_prefix has the teacher write, too")
+        if self.config.student.lora is not None:
+            found.append("student.lora needs less memory: gradients and AdamW are of the adapter alone")
         return tuple(found)
