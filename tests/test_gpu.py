@@ -26,6 +26,18 @@ def test_a_gpu_run_repeats_bit_for_bit_and_resumes(settings, tmp_path):
         assert all(torch.equal(weights[0][name], other[name]) for name in weights[0])
 
 
+def test_an_adapter_on_a_gpu_repeats_bit_for_bit_and_resumes(settings, tmp_path):
+    student = settings["student"] | {"compute": "bfloat16", "lora": {"rank": 4}}
+    teacher = {"path": "student", "follow": {"ema": 0.5}}
+    weights = []
+    for name, stops in (("whole", [3]), ("resumed", [1, 2, 3])):
+        for steps in stops:
+            changes = {"device": "cuda", "steps": steps, "student": student, "teacher": teacher}
+            run(check_config(settings | changes), tmp_path / name, Console(quiet=True))
+        weights.append(load_file(final_model(tmp_path / name) / "adapter_model.safetensors"))
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
 def test_a_gpu_run_in_bfloat16_trains(settings, tmp_path):
     student = settings["student"] | {"compute": "bfloat16", "gradient_checkpointing": True}
     run(check_config(settings | {"device": "cuda", "student": student}), tmp_path, Console(quiet=True))

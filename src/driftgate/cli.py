@@ -119,6 +119,21 @@ def evaluate(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Out,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Only the adapter of a run with LoRA, not merged.")
+    ] = False,
+) -> None:
+    """Write the model of a run to a folder that transformers loads; the adapter of a run with LoRA is merged."""
+    from .train.export import export as write
+
+    write(run, out, adapter)
+    console.print(f"{'adapter' if adapter else 'model'} in {out}", highlight=False)
+
+
+@app.command()
 def demo(
     out: Out = Path("demo"),
     steps: Annotated[int | None, typer.Option(help="Rollout batches of each run.")] = None,

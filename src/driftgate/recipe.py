@@ -178,7 +178,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise InputError(f"override {override!r}: write key=value, such as gate.tau=10")
     *parents, last = key.split(".")
     for parent in parents:
-        values = values.setdefault(parent, {})
+        if values.get(parent) is None:  # a group that is off, as a run's config.yaml has it
+            values[parent] = {}
+        values = values[parent]
         if not isinstance(values, dict):
             raise InputError(f"override {override!r}: {parent} is a value, not a group of settings")
     try:

@@ -1,8 +1,13 @@
 """The models of a run, as settings."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ..settings import Settings
+
+STUDENT = "student"
+"""`teacher.path` of a teacher that is the student itself."""
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 
@@ -15,14 +20,68 @@ class ModelSettings(Settings):
     """Type of the weights. At a small learning rate keep a student's float32: bfloat16 weights swallow its updates."""
     compute: Literal["bfloat16"] | None = None
     """Type that the body's matrix products run in (autocast); null runs them in `dtype`."""
+    quantise: Literal["4bit"] | None = None
+    """Hold the linear layers' weights in 4 bits (NF4; extra `quantise` and a GPU); products run in `dtype`. Of the
+    student only with `lora`."""
+
+    @model_validator(mode="after")
+    def _quantised_products(self) -> Self:
+        if self.quantise and self.compute:
+            raise ValueError(
+                f"quantise = {self.quantise} with compute = {self.compute}: products with 4-bit weights run in dtype; "
+                f"set dtype=bfloat16 and compute=null"
+            )
+        return self
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters (LoRA, arXiv 2106.09685), by peft. The base stays frozen. See docs/lora.md."""
+
+    rank: PositiveInt
+    """Rank of an adapter: numbers between its two factors."""
+    alpha: PositiveFloat | None = None
+    """An adapter's product is multiplied by alpha / rank; null takes 2 * rank."""
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    """Names of the linear layers that get an adapter, such as [q_proj, v_proj]; `all-linear` for all of them but the
+    output embedding."""
 
 
 class StudentSettings(ModelSettings):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: LoraSettings | None = None
+    """Train adapters instead of the weights (extra `lora`); null trains the weights."""
+
+    @model_validator(mode="after")
+    def _quantised_is_frozen(self) -> Self:
+        if self.quantise and self.lora is None:
+            raise ValueError(
+                f"quantise = {self.quantise} without lora: 4-bit weights cannot be trained; set student.lora.rank=16"
+            )
+        return self
+
+
+class FollowSettings(Settings):
+    """How a teacher that is the student itself follows it."""
+
+    every: PositiveInt | None = None
+    """Copy the student after every so many steps; give this or `ema`."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """After every step: teacher = ema * teacher + (1 - ema) * student. With LoRA, of each adapter's two factors."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "FollowSettings":
+        if (self.every is None) == (self.ema is None):
+            raise ValueError("give every or ema, one of the two, such as teacher.follow={ema: 0.99}")
+        return self
 
 
 class TeacherSettings(ModelSettings):
+    path: str
+    """As `student.path`. `student` is the initial student: with LoRA the student's own base with the adapter off, no
+    second copy, of the student's `dtype` and `compute`; else a frozen copy. A folder of that name is `./student`."""
+    follow: FollowSettings | None = None
+    """The teacher follows the student; only with `path: student`. Null keeps the initial student."""
     context: str | None = None
     """Prompt that the teacher sees instead of the student's, with {problem}, {solution} and {answer} filled in from the
     prompt file: self-distillation from privileged context. Null shows it the student's prompt."""

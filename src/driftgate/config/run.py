@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from ..settings import Settings
 from .factor import Factor
 from .gate import GateSettings
-from .models import StudentSettings, TeacherSettings
+from .models import STUDENT, ModelSettings, StudentSettings, TeacherSettings
 from .prompts import PromptSettings
 from .rollout import RolloutSettings
 from .terms import ObjectiveSettings, TermSettings
@@ -63,6 +63,31 @@ class TrainConfig(Settings):
         if prompts.system is not None and not prompts.chat:
             raise ValueError("prompts.system is set but prompts.chat is false; set prompts.chat=true")
         return prompts
+
+    @model_validator(mode="after")
+    def _teacher_is_student(self) -> "TrainConfig":
+        """With LoRA, a teacher that is the student shares its weights, and so their types."""
+        if self.teacher.path != STUDENT:
+            if self.teacher.follow is not None:
+                raise ValueError(
+                    f"teacher.follow with teacher.path = {self.teacher.path!r}: only a teacher that is the student can "
+                    f"follow it; set teacher.path=student, or take teacher.follow out"
+                )
+            return self
+        if self.student.lora is None:
+            if self.teacher.follow is not None and self.teacher.follow.ema and self.teacher.dtype == "bfloat16":
+                raise ValueError(
+                    "teacher.follow.ema with teacher.dtype = bfloat16, which swallows small moves of the average; set "
+                    "teacher.dtype=float32"
+                )
+            return self
+        if self.student.quantise and self.teacher.follow is not None:
+            raise ValueError(
+                f"teacher.follow with student.quantise = {self.student.quantise}: a following adapter on a 4-bit base "
+                f"is not supported; set one of them to null"
+            )
+        shared = {name: getattr(self.student, name) for name in ("dtype", "compute", "quantise")}
+        return self.model_copy(update={"teacher": self.teacher.model_copy(update=shared)})
 
     @model_validator(mode="after")
     def _names(self) -> "TrainConfig":
@@ -122,6 +147,12 @@ class TrainConfig(Settings):
                 f"a signal that does not move with the student; choose another weight"
             )
         return self
+
+    @property
+    def teacher_model(self) -> ModelSettings:
+        """The teacher's settings, with the student's path where the teacher is the student."""
+        path = self.student.path if self.teacher.path == STUDENT else self.teacher.path
+        return self.teacher.model_copy(update={"path": path})
 
     @property
     def updates_per_step(self) -> int:

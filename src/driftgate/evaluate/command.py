@@ -26,10 +26,11 @@ def run_eval(
     is given, a run folder's model has those that it was trained with, another float32."""
     settings = _as_trained(model, settings)
     check_settings(settings)
+    quantise = None
     if dtype is None and compute is None:
         student = _settings_of_run(model).get("student", {})
-        dtype, compute = student.get("dtype"), student.get("compute")
-    examinee = load_examinee(model, device, dtype or "float32", compute)
+        dtype, compute, quantise = (student.get(name) for name in ("dtype", "compute", "quantise"))
+    examinee = load_examinee(model, device, dtype or "float32", compute, quantise)
     with bars(console) as progress:
         bar = progress.add_task("responses", total=responses_of(settings))
         result = evaluate(examinee, settings, out, lambda n: progress.advance(bar, n))

@@ -45,13 +45,15 @@ class Examinee:
         return load.choose_stop_ids(pair, pair, None)
 
 
-def load_examinee(path: str, device: str = "auto", dtype: str = "float32", compute: str | None = None) -> Examinee:
+def load_examinee(
+    path: str, device: str = "auto", dtype: str = "float32", compute: str | None = None, quantise: str | None = None
+) -> Examinee:
     """Raises InputError for a model that is missing or cannot be used."""
     if dtype not in load.DTYPES or device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--dtype {dtype}, --device {device}: give {', '.join(load.DTYPES)}; auto, cpu or cuda")
     if compute not in (None, "bfloat16"):
         raise InputError(f"--compute {compute}: give bfloat16, or nothing for the weights' own type")
-    settings = ModelSettings.model_validate({"path": path, "dtype": dtype, "compute": compute})
+    settings = ModelSettings.model_validate({"path": path, "dtype": dtype, "compute": compute, "quantise": quantise})
     tokenizer = load.load_tokenizer(settings, "model")
     model = load.load_model(settings, "model", load.pick_device(device))
     policy = Policy(model, compute)

@@ -17,7 +17,7 @@ def fingerprint(policy: Policy, tokenizer: Any) -> str:
     type that products run in, and the tokenizer with its chat template. Reads every weight once: about a second a
     gigabyte."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(policy.model.state_dict().items()):
+    for name, tensor in sorted(policy.weights().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     config: Any = policy.model.config

@@ -16,7 +16,9 @@ from transformers import (
 
 from ..config import ModelSettings
 from ..errors import InputError
-from .sources import resolve
+from . import lora
+from .quantise import loading_of
+from .sources import adapter_base, resolve
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -24,6 +26,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 def load_tokenizer(settings: ModelSettings, role: str) -> PreTrainedTokenizerBase:
     """The tokenizer saved beside the model. Raises InputError where there is none."""
     path = resolve(settings.path, role)
+    base = adapter_base(path)
+    if base is not None and not (Path(path) / "tokenizer_config.json").is_file():
+        return load_tokenizer(settings.model_copy(update={"path": base}), role)
     try:
         # cleaning up spaces would change what the model wrote
         return AutoTokenizer.from_pretrained(path, clean_up_tokenization_spaces=False)
@@ -32,23 +37,30 @@ def load_tokenizer(settings: ModelSettings, role: str) -> PreTrainedTokenizerBas
 
 
 def load_model(settings: ModelSettings, role: str, device: torch.device) -> nn.Module:
-    """A causal LM on `device`, in evaluation mode. `role` is "student", "teacher" or "model".
+    """A causal LM on `device`, in evaluation mode; of an adapter's folder its base with the adapter merged. `role` is
+    "student", "teacher" or "model".
 
-    Raises InputError where there is none, where its attention is not full causal attention, and for a mixture of
-    experts in float64.
+    Raises InputError where there is none, where its attention is not full causal attention, for a mixture of experts
+    in float64, and for 4 bits without a GPU.
     """
     path = resolve(settings.path, role)
+    if (base := adapter_base(path)) is not None:
+        plain = load_model(settings.model_copy(update={"path": base}), role, device)
+        return lora.with_saved(plain, path, merge=settings.quantise is None)
+    dtype = DTYPES[settings.dtype]
     model: Any
+    quantised = loading_of(settings, role, dtype, device)
     try:
         config = AutoConfig.from_pretrained(path)
         _refuse_attention(config, role, settings.path)
         _refuse_wide_experts(config, role, settings.dtype)
         # the rollout's masks are made for sdpa
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[settings.dtype], attn_implementation="sdpa")
+        how = {"dtype": dtype, "attn_implementation": "sdpa"}
+        model = AutoModelForCausalLM.from_pretrained(path, **how, **quantised)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(_missing(role, settings.path, "causal language model", error)) from None
     _mend_generation_config(model)
-    return model.to(device)
+    return model if quantised else model.to(device)
 
 
 def pick_device(name: str) -> torch.device:

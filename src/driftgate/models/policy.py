@@ -6,7 +6,7 @@ Shapes: B sequences padded on the right to T; N valid response tokens; H hidden;
 import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..data.packing import MicroBatch
 from ..errors import InputError
 from .load import DTYPES
+from .lora import TRAINED, Adapters
 
 Result = TypeVar("Result")
 
@@ -26,18 +27,21 @@ class Policy(nn.Module):
     weights, or the ratio to the rollout's would measure the dropout.
     """
 
-    def __init__(self, model: nn.Module, compute: str | None = None):
+    def __init__(self, model: nn.Module, compute: str | None = None, adapters: Adapters | None = None):
+        """adapters: those that peft has put into `model`, where it is trained by LoRA."""
         super().__init__()
         self.model = model
         self.compute = compute
+        self.adapters = adapters
         self._ask_for_checkpoints(False)
         for layer in self._checkpointing_layers():
             layer.register_forward_pre_hook(_compute_without_dropout)
             layer.register_forward_hook(_ask_again, always_call=True)
         self.vocabulary: int | None = None
         """Ids from here on are padding of the output embedding that the other model lacks; None for no such id."""
-        self.gather: Callable[[torch.dtype | None], nn.Module] | None = None
-        """Makes a whole copy of weights that are sharded over ranks, cast to a type; None for weights that are not."""
+        self.gather: Callable[[torch.dtype | None, str | None], nn.Module] | None = None
+        """Makes a whole copy, cast and with an adapter merged, of weights that are sharded over ranks; None for weights
+        that are not."""
         self.works_on: torch.device | None = None
         """Where the forwards run, for weights that wait elsewhere."""
 
@@ -78,17 +82,29 @@ class Policy(nn.Module):
 
     def for_decoding(self) -> nn.Module:
         """The live model; or a copy, where the weights are of another type than `compute`, or sharded over ranks.
+        Adapters are merged into the copy, unless the base is in 4 bits: merging would unpack it.
 
         The copy is made once for a whole rollout. Autocast would cast every weight again at every token.
         """
         self._ask_for_checkpoints(False)
         dtype = None if self.compute is None else DTYPES[self.compute]
         if self.gather is not None:
-            return self.gather(dtype)
+            return self.gather(dtype, TRAINED if self.adapters else None)
+        if self.adapters is not None and not self.adapters.quantised:
+            return self.adapters.plain(TRAINED, dtype)
         if dtype in (None, self._embedding.dtype):
             return self.model
-        cast = {id(p): nn.Parameter(p.detach().to(dtype)) for p in self.model.parameters()}
-        return copy.deepcopy(self.model, cast)  # type: ignore[arg-type]
+        known = {id(p): nn.Parameter(p.detach().to(dtype)) for p in self.model.parameters()}
+        return copy.deepcopy(self.model, known)  # type: ignore[arg-type]
+
+    def release(self) -> None:
+        """Free weights that a forward without gradient leaves gathered from all ranks."""
+        if self.gather is not None:
+            cast(Any, self).reshard()  # FSDP2 adds it
+
+    def weights(self) -> dict[str, Any]:
+        """Every tensor that decides what the model says, by name."""
+        return self.model.state_dict()
 
     def _ask_for_checkpoints(self, on: bool) -> None:
         """Put the model in evaluation mode. With `on`, layers that have gradient checkpointing enabled will use it."""

@@ -1,4 +1,4 @@
-"""A model as a folder that transformers loads."""
+"""A model, or its adapter, as a folder that transformers loads."""
 
 import json
 from collections.abc import Callable
@@ -17,14 +17,25 @@ Read = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def save_model(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Weights, configuration and tokenizer. Raises OSError or SafetensorError where the disk refuses."""
-    policy.model.save_pretrained(folder)  # type: ignore[operator]
+    """Weights, configuration and tokenizer; of a model with adapters the adapter alone, which names its base. Raises
+    OSError or SafetensorError where the disk refuses."""
+    if policy.adapters is not None:
+        policy.adapters.save(folder)
+    else:
+        policy.model.save_pretrained(folder)  # type: ignore[operator]
     tokenizer.save_pretrained(folder)
 
 
 def save_layers(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path, read: Read) -> None:
-    """The same, with a file for each layer, so that no more than a layer is in memory. Raises as `save_model` does."""
+    """The same, with a file for each layer, so that no more than a layer is in memory; an adapter is one file.
+
+    Raises as `save_model` does.
+    """
     model: Any = policy.model
+    if policy.adapters is not None:
+        policy.adapters.save(folder, read({name: p for name, p in model.named_parameters() if p.requires_grad}))
+        tokenizer.save_pretrained(folder)
+        return
     folder.mkdir()
     model.config.save_pretrained(folder)
     if model.generation_config is not None:

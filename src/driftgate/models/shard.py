@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from .lora import plain_model, wrapped_layers
 from .policy import Policy
 
 
@@ -30,7 +31,7 @@ def shard(policy: Policy, mesh: DeviceMesh, keep_head: bool = False, offload: bo
     """
     outline = outline_of(policy.model)
     policy.works_on = device_of(mesh)
-    policy.gather = lambda dtype: whole_copy(policy, outline, dtype)
+    policy.gather = lambda dtype, adapter: whole_copy(policy, outline, dtype, adapter)
     kept = {policy.model.get_output_embeddings().weight} if keep_head else set()  # type: ignore[operator, union-attr]
     how: Any = {"mesh": mesh, "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy()}
     for layer in layers_of(policy.model):
@@ -57,20 +58,17 @@ def outline_of(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def whole_copy(policy: Policy, outline: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """A plain model with the weights of all ranks, cast to `dtype` where given. Every rank has to call this."""
-    reshard(policy)
+def whole_copy(policy: Policy, outline: nn.Module, dtype: torch.dtype | None, adapter: str | None) -> nn.Module:
+    """A plain model with the weights of all ranks, cast to `dtype` where given, an adapter merged. Every rank has to
+    call this."""
+    policy.release()
+    cast = None if policy.adapters else dtype  # adapters are merged in their own type, then cast
     empty, memo = dict(outline.named_parameters()), {}
     for name, parameter in policy.model.named_parameters():
         value = whole_tensor(parameter.detach())
-        memo[id(empty[name])] = nn.Parameter(value.to(dtype or value.dtype), requires_grad=False)
-    return copy.deepcopy(outline, memo).to(policy.device)
-
-
-def reshard(policy: Policy) -> None:
-    """Free the parameters that a forward without gradient leaves gathered."""
-    if isinstance(policy, FSDPModule):
-        policy.reshard()
+        memo[id(empty[name])] = nn.Parameter(value.to(cast or value.dtype), requires_grad=False)
+    model = copy.deepcopy(outline, memo).to(policy.device)
+    return plain_model(model, wrapped_layers(model), adapter, dtype) if policy.adapters else model
 
 
 def whole_tensor(value: Tensor) -> Tensor:

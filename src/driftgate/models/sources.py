@@ -1,5 +1,6 @@
 """Where a model named in a recipe lives: the embedded pair, the weights in the `smol` extra, a folder, or the hub."""
 
+import json
 import os
 from importlib import metadata, resources
 from pathlib import Path
@@ -27,6 +28,14 @@ def resolve(path: str, role: str) -> str:
     if path.startswith(("/", ".", "~")) and not Path(path).expanduser().is_dir():
         raise InputError(f"{role}.path = {path!r}: no such folder; give a folder with config.json, or a hub name")
     return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+def adapter_base(path: str) -> str | None:
+    """Of a folder that holds an adapter and no model: the path of its base. None for any other."""
+    config, adapter = Path(path) / "config.json", Path(path) / "adapter_config.json"
+    if config.is_file() or not adapter.is_file():
+        return None
+    return json.loads(adapter.read_text())["base_model_name_or_path"]
 
 
 def smol_folder(role: str) -> Path:

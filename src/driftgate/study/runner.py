@@ -109,7 +109,7 @@ def jobs_of(study: Study, configs: dict[str, TrainConfig], runs: Path) -> Iterat
             own = config.model_copy(update={"seed": seed, "threads": threads})
             yield Job(f"{arm}, seed {seed}", run_folder(runs, arm, seed), study.exam.as_trained(own), own)
     if study.references:
-        for name, model in zip(REFERENCES, (base.student.path, base.teacher.path)):
+        for name, model in zip(REFERENCES, (base.student.path, base.teacher_model.path)):
             yield Job(name, reference_folder(runs, name), study.exam.as_trained(base), base, False, model)
 
 

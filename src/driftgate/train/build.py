@@ -14,6 +14,7 @@ from ..data.prompts import encode_prompts, load_problems
 from ..models import load
 from ..models.identity import fingerprint
 from ..models.policy import Policy
+from ..models.views import AdapterView
 from ..rollout.engine import Engine
 from ..rollout.hf import HFEngine
 from ..rollout.shared import SharedEngine
@@ -24,6 +25,7 @@ from . import checkpoint
 from .checkpoint import Position
 from .checks import check_problems, check_ranks, reads_newlines
 from .determinism import prepare_torch
+from .follow import Follower, follower_of
 from .learner import Learner
 from .offload import Parked, ParkedEngine, ParkedScorer, park, park_state
 from .policies import load_policies, scorers_of
@@ -38,7 +40,7 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     device = prepare_torch(config)
     check_ranks(config, world)
     tokenizer = load.load_tokenizer(config.student, "student")
-    teacher_tokenizer = load.load_tokenizer(config.teacher, "teacher")
+    teacher_tokenizer = load.load_tokenizer(config.teacher_model, "teacher")
     load.check_vocabularies(tokenizer, teacher_tokenizer)
     problems = load_problems(config.prompts)
     check_problems(problems, config)
@@ -59,7 +61,8 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     new, template = config.rollout.max_new_tokens, config.teacher.context
     prompts = encode_prompts(problems, tokenizer, config.prompts, new, teacher_template=template, **contexts)
     learner = learner_of(config, policy, targets, parked, world)
-    position, pending = _restore(last[0], learner) if last else (Position(), {})
+    follower = follower_of(config, policy, targets["teacher"])
+    position, pending = _restore(last[0], learner, follower) if last else (Position(), {})
     engines = engines_of(config, policy, targets["teacher"], tokenizer, stop_ids, learner.version, world)
     return Run(
         config=config,
@@ -76,13 +79,19 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         grader=Grader(),
         position=position,
         pending=pending,
+        follower=follower,
         fingerprints=fingerprints,
         world=world,
     )
 
 
 def fingerprints_of(policy: Policy, teacher: Policy, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    return {"student": fingerprint(policy, tokenizer), "teacher": fingerprint(teacher, tokenizer)}
+    """SHA-256 of the student, of the frozen base of its adapters, which a checkpoint does not hold, and of the
+    teacher."""
+    found = {"student": fingerprint(policy, tokenizer), "teacher": fingerprint(teacher, tokenizer)}
+    if policy.adapters is not None:
+        found["base"] = fingerprint(AdapterView(policy, None), tokenizer)
+    return found
 
 
 def shard_policies(config: TrainConfig, policy: Policy, targets: dict[str, Policy], device: torch.device) -> None:
@@ -91,10 +100,11 @@ def shard_policies(config: TrainConfig, policy: Policy, targets: dict[str, Polic
     from ..models.shard import all_ranks, shard  # a process alone needs none of it
 
     mesh = all_ranks(device)
-    shard(policy, mesh)
     read = {name for t in config.all_terms.values() for name, needs in t.objective.needs.items() if needs.hidden}
-    for name, target in targets.items():
-        shard(target, mesh, keep_head=name in read, offload="teacher" in config.offload)
+    views = {name for name, target in targets.items() if isinstance(target, AdapterView)}
+    shard(policy, mesh, keep_head=bool(views & read))
+    for name in targets.keys() - views:
+        shard(targets[name], mesh, keep_head=name in read, offload="teacher" in config.offload)
 
 
 def learner_of(
@@ -147,11 +157,14 @@ def newline_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
     return table
 
 
-def _restore(path: Path, learner: Learner) -> tuple[Position, dict[str, Experience]]:
+def _restore(path: Path, learner: Learner, follower: Follower | None) -> tuple[Position, dict[str, Experience]]:
     position, state, pending = checkpoint.load(path)
     learner.load_state_dict(state)
-    if learner.world.size > 1 or not state["optimizer"]["state"]:
-        from .sharded import restore_moments
+    whole = learner.world.size == 1 and not (path / checkpoint.SHARDS).is_dir()
+    if whole and follower is not None:
+        follower.load_state_dict(state)
+    if not whole:
+        from .sharded import restore
 
-        restore_moments(path, learner)
+        restore(path, learner, follower, state)
     return position, pending

@@ -21,6 +21,8 @@ from ..errors import RunError
 from ..horizon import LengthController
 
 PARTIAL = ".partial"
+SHARDS = "shards"
+"""What several ranks wrote, each its share."""
 
 
 @dataclass

@@ -40,6 +40,11 @@ def check_ranks(config: TrainConfig, world: World) -> None:
             f"{world.size} processes: an optimiser update learns from {update} responses, so some would have none; "
             f"start fewer, or raise prompts.per_step, rollout.samples or minibatch"
         )
+    quantised = [name for name in ("student", "teacher") if getattr(config, name).quantise]
+    if world.size > 1 and quantised:
+        raise InputError(
+            f"{quantised[0]}.quantise with {world.size} processes: 4-bit weights are not sharded; set it to null"
+        )
     versions = {name: metadata.version(name) for name in ("driftgate", "torch", "transformers")}
     settings = config.model_dump(mode="json")
     for rank, (other_versions, other_settings) in enumerate(world.share((versions, settings))):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -46,6 +47,8 @@ def run(
     made = build_run(folder.resolved_config(config, out), out, world)
     problems = folder.fingerprint_of_problems(made.prompts)
     folder.check_same_problems(out / "environment.json", problems)
+    if first:
+        folder.check_same_base(out / "environment.json", made.fingerprints.get("base"))
     world.share(None)  # rank 0 writes only once all have read
     with begun or (folder.lock(out) if first else nullcontext()):
         if first:
@@ -106,6 +109,7 @@ def _write_head(made: Run, problems: str) -> None:
         "problems_sha256": problems,
         "ranks": made.world.size,
         **{f"{role}_sha256": value for role, value in made.fingerprints.items()},
+        **({"peft": metadata.version("peft")} if made.policy.adapters is not None else {}),
         **({"code_sha256": folder.sha256_of(made.config.code)} if made.config.code else {}),
     }
     folder.write_environment(made.out / "environment.json", **environment)

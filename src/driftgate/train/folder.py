@@ -95,11 +95,19 @@ def fingerprint_of_problems(prompts: Sequence[Prompt]) -> str:
 
 def check_same_problems(environment: Path, problems: str) -> None:
     """A resumed run must have the problems that it began with. Raises InputError."""
+    _check_same(environment, "problems_sha256", problems, "prompts.path: the problems are not those that")
+
+
+def check_same_base(environment: Path, base: str | None) -> None:
+    """A resumed run must have the base that its adapter was trained on. Raises InputError."""
+    _check_same(environment, "base_sha256", base, "student.path: the base of student.lora is not the one that")
+
+
+def _check_same(environment: Path, name: str, value: str | None, what: str) -> None:
     sessions = json.loads(environment.read_text()) if environment.is_file() else []
-    if sessions and sessions[-1].get("problems_sha256") != problems:
+    if sessions and sessions[-1].get(name) != value:
         raise InputError(
-            f"prompts.path: the problems are not those that the run in {environment.parent} began with; "
-            f"restore them, or choose another --out"
+            f"{what} the run in {environment.parent} began with; restore what was there, or choose another --out"
         )
 
 

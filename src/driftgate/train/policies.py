@@ -6,9 +6,11 @@ from typing import Any
 import torch
 
 from ..config import TrainConfig
+from ..config.models import STUDENT
 from ..errors import InputError
-from ..models import load
+from ..models import load, lora
 from ..models.policy import Policy, check_head
+from ..models.views import AdapterView
 from ..scorers.local import LocalScorer
 from ..world import World
 from .checks import check_supports, needs_initial
@@ -19,15 +21,12 @@ def load_policies(
 ) -> tuple[Policy, dict[str, Policy]]:
     """The student, from a checkpoint where there is one, and those it is compared with: "teacher" and, where a term
     asks for it, "initial"; all cut to the vocabulary that they share. Raises InputError."""
-    settings = config.student
-    if checkpoint_model is not None:
-        settings = settings.model_copy(update={"path": str(checkpoint_model)})
-    policy = Policy(load.load_model(settings, "student", device), config.student.compute)
-    targets = {"teacher": Policy(load.load_model(config.teacher, "teacher", device), config.teacher.compute)}
+    policy = _student(config, checkpoint_model, device)
+    targets = {"teacher": _teacher(config, policy, device)}
     check_head(policy, "student", config.student.path)
     check_head(targets["teacher"], "teacher", config.teacher.path)
     if needs_initial(config):
-        targets["initial"] = Policy(load.load_model(config.student, "student", device), config.student.compute)
+        targets["initial"] = _initial(config, policy, device)
     vocabulary = min(policy.vocabulary_size, targets["teacher"].vocabulary_size)
     for each in (policy, *targets.values()):
         each.vocabulary = vocabulary
@@ -37,6 +36,37 @@ def load_policies(
     if config.student.gradient_checkpointing:
         enable_checkpointing(policy)
     return policy, targets
+
+
+def _student(config: TrainConfig, checkpoint_model: Path | None, device: torch.device) -> Policy:
+    settings = config.student
+    if checkpoint_model is not None and settings.lora is None:
+        settings = settings.model_copy(update={"path": str(checkpoint_model)})
+    model = load.load_model(settings, "student", device)
+    if settings.lora is None:
+        return Policy(model, settings.compute)
+    adapters = lora.attach(model, settings.lora, settings.path, config.seed)
+    if checkpoint_model is not None:
+        adapters.load(checkpoint_model)
+    return Policy(model, settings.compute, adapters)
+
+
+def _teacher(config: TrainConfig, policy: Policy, device: torch.device) -> Policy:
+    """Another model; or the student itself as it began, which may then follow the student (see `follow`)."""
+    if config.teacher.path != STUDENT or policy.adapters is None:
+        settings = config.teacher_model
+        return Policy(load.load_model(settings, "teacher", device), settings.compute)
+    if config.teacher.follow is None:
+        return AdapterView(policy, None)
+    policy.adapters.add_follower(config.seed)
+    return AdapterView(policy, lora.FOLLOWER)
+
+
+def _initial(config: TrainConfig, policy: Policy, device: torch.device) -> Policy:
+    """The student as it began: with adapters its base, which never changes; else a second copy."""
+    if policy.adapters is not None:
+        return AdapterView(policy, None)
+    return Policy(load.load_model(config.student, "student", device), config.student.compute)
 
 
 def enable_checkpointing(policy: Policy) -> None:

@@ -22,6 +22,7 @@ from ..world import Alone, World
 from . import checkpoint
 from .checkpoint import Position
 from .display import Display
+from .follow import Follower
 from .learner import Learner
 from .portions import Batch, ScheduledUpdate
 from .records import distances
@@ -55,6 +56,8 @@ class Run:
     """The rollout batch of a step that was interrupted, by whose responses they are; empty between steps."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """SHA-256 of "student" and "teacher" as the session found them; on rank 0 alone."""
+    follower: Follower | None = None
+    """Moves the teacher after the student; None for a teacher that stays as it is."""
     world: World = field(default_factory=Alone)
     stop: StopSignal = field(default_factory=StopSignal)
 
@@ -67,7 +70,8 @@ class Run:
             from .sharded import ShardedCheckpoints  # a process alone needs none of it
 
             folder, keep = self.out / "checkpoints", self.config.checkpoint.keep
-            self.sharded = ShardedCheckpoints(self.world, folder, keep, self.policy, self.tokenizer, self.learner)
+            student = self.policy, self.tokenizer, self.learner, self.follower
+            self.sharded = ShardedCheckpoints(self.world, folder, keep, *student)
         self.latest: dict[str, float] = {}
         """Metrics of the last update."""
 
@@ -97,6 +101,9 @@ class Run:
         controller = controller_after(self.config, controller, batch)
         self.position = Position(self.position.step + 1, controller=controller)
         self.source.done()
+        if self.follower is not None:
+            self.targets["teacher"].release()
+            self.follower.after_step(self.position.step)
         self.engines.student.load(self.policy, self.learner.version)
         self.display.step(self.position.step, batch.metrics | self.latest)
 
@@ -112,6 +119,8 @@ class Run:
             self.sharded.save(self.position, pending)
             return
         folder, keep, state = self.out / "checkpoints", self.config.checkpoint.keep, self.learner.state_dict()
+        if self.follower is not None:
+            state |= self.follower.state_dict()
         checkpoint.save(folder, self.position, self.write_model, state, pending, keep)
 
     def write_model(self, folder: Path) -> None:

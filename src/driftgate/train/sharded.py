@@ -26,15 +26,13 @@ from ..data.experience import Experience
 from ..errors import RunError
 from ..models.policy import Policy
 from ..models.save import save_layers
-from ..models.shard import reshard
 from ..world import World
 from . import checkpoint
-from .checkpoint import Position
+from .checkpoint import SHARDS, Position
 
 if TYPE_CHECKING:
+    from .follow import Follower
     from .learner import Learner
-
-SHARDS = "shards"
 
 
 class ShardedCheckpoints:
@@ -48,9 +46,10 @@ class ShardedCheckpoints:
         policy: Policy,
         tokenizer: PreTrainedTokenizerBase,
         learner: Learner,
+        follower: Follower | None,
     ):
         self.world, self.folder, self.keep = world, folder, keep
-        self.policy, self.tokenizer, self.learner = policy, tokenizer, learner
+        self.policy, self.tokenizer, self.learner, self.follower = policy, tokenizer, learner, follower
         self.group: Any = dist.new_group(backend="gloo")  # its own, as the training's collectives go on meanwhile
         self.written: Future | None = None
         self.finisher: Thread | None = None
@@ -68,8 +67,8 @@ class ShardedCheckpoints:
                 checkpoint.begin(partial)
                 checkpoint.write_state(partial, position, self.learner.state_dict(), pending)
         self.world.share(None)  # the folder is there
-        reshard(self.policy)
-        state = weights_of(self.policy) | moments_of(self.learner)
+        self.policy.release()
+        state = weights_of(self.policy) | moments_of(self.learner) | followers_of(self.follower)
         shards = target.with_name(target.name + checkpoint.PARTIAL) / SHARDS
         # copied before the call returns: the next update changes them while they are written
         writer = FileSystemWriter(shards)
@@ -116,12 +115,24 @@ def moments_of(learner: Learner) -> dict[str, Tensor]:
     return {f"{key}.{name}": value for name, state in every for key, value in state.items()}
 
 
-def restore_moments(folder: Path, learner: Learner) -> None:
-    """The optimiser's state from a checkpoint that any number of ranks wrote, for any number of ranks."""
+def followers_of(follower: Follower | None) -> dict[str, Tensor]:
+    """The weights of a teacher that follows the student, each as a shard."""
+    state = [] if follower is None else follower.state_dict()["teacher"]
+    return {f"teacher.{number}": value for number, value in enumerate(state)}
+
+
+def restore(folder: Path, learner: Learner, follower: Follower | None, state: Mapping[str, Any]) -> None:
+    """The optimiser's moments and a following teacher, from a checkpoint of any number of ranks, for any number of
+    ranks. state: what `checkpoint.load` gave."""
     if (folder / SHARDS).is_dir():
         _load_moments(folder, learner)
-    else:
-        _shard_moments(learner)
+        _read_into(followers_of(follower), folder, alone=learner.world.size == 1)
+        return
+    _shard_moments(learner)
+    if follower is not None:
+        theirs = follower.state_dict()["teacher"]
+        cut = [sharded_like(p, value) for p, value in zip(theirs, state["teacher"], strict=True)]
+        follower.load_state_dict({"teacher": cut})
 
 
 def _load_moments(folder: Path, learner: Learner) -> None:
@@ -149,6 +160,12 @@ def _shard_moments(learner: Learner) -> None:
     """Whole moments, as one process saves them, cut as the parameters are."""
     for parameter, state in learner.optimizer.state.items():
         for key, value in state.items():
-            if isinstance(parameter, DTensor) and value.dim():
-                cut = parameter.device_mesh, parameter.placements
-                state[key] = distribute_tensor(value, *cut, src_data_rank=None)
+            if value.dim():
+                state[key] = sharded_like(parameter, value)
+
+
+def sharded_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, which every rank holds."""
+    if not isinstance(parameter, DTensor):
+        return value
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
