@@ -25,7 +25,7 @@ from .checkpoint import Position
 from .checks import check_problems, check_ranks, reads_newlines
 from .determinism import prepare_torch
 from .learner import Learner
-from .offload import Parked, ParkedEngine, ParkedScorer, park, park_state
+from .offload import Parked, ParkedEngine, ParkedScorer, moves, park, park_state
 from .policies import load_policies, scorers_of
 from .rollouts import Engines
 from .run import Run
@@ -91,8 +91,9 @@ def shard_policies(config: TrainConfig, policy: Policy, targets: dict[str, Polic
     mesh = all_ranks(device)
     shard(policy, mesh)
     read = {name for t in config.all_terms.values() for name, needs in t.objective.needs.items() if needs.hidden}
+    waits = "teacher" in config.offload and moves(device)
     for name, target in targets.items():
-        shard(target, mesh, keep_head=name in read, offload="teacher" in config.offload)
+        shard(target, mesh, keep_head=name in read, offload=waits)
 
 
 def encoded(
