@@ -144,3 +144,9 @@ def test_the_teacher_on_the_student_s_base_has_its_types(settings):
     config = check_config(settings | {"student": student, "teacher": {"path": "student"}})
     assert config.teacher.dtype == "bfloat16"
     assert check_config(config.model_dump()) == config
+
+
+def test_a_teacher_that_moves_is_not_offloaded(settings):
+    with pytest.raises(InputError, match="a teacher that moves does not wait"):
+        config_of(settings, "full, ema", offload=["teacher"])
+    config_of(settings, "adapter, ema", offload=["teacher"])

@@ -54,6 +54,7 @@ CASES = {
     "diagnosed": {"diagnostics": {"every": 1}},
     "checkpointing": {"student": {"gradient_checkpointing": True}},
     "teacher_prefix": {"rollout": {"teacher_prefix": 6}},
+    "offloaded": {**VOCABULARY, "offload": ["teacher", "optimizer"]},
 }
 
 

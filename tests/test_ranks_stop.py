@@ -117,9 +117,19 @@ def test_no_rank_waits_for_a_dead_one(recipe, tmp_path, by_torchrun):
         assert "rank 1 (" in lines[0]
 
 
-def test_other_numbers_of_ranks_go_on(settings, tmp_path):
+WITH = {
+    "full": {},
+    "lora": {"student": {"lora": {"rank": 4}}},
+    "follower": {"teacher": {"path": "student", "dtype": "float32", "follow": {"ema": 0.5}}},
+}
+
+
+@pytest.mark.parametrize("kind", WITH)
+def test_other_numbers_of_ranks_go_on(settings, tmp_path, kind):
     """Two ranks make the first step, one process the second, three ranks the third."""
     settings = settings | {"optimizer": {"lr": 0.001}, "checkpoint": {"every": 1}}
+    for name, value in WITH[kind].items():
+        settings[name] = settings[name] | value
     recipe, moved, whole = tmp_path / "recipe.yaml", tmp_path / "moved", tmp_path / "whole"
     recipe.write_text(yaml.safe_dump(settings))
     trained(str(recipe), moved, "steps=1", ranks=2)

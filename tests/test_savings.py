@@ -141,6 +141,20 @@ def test_ranks_share_the_models_and_the_responses():
     assert two.update["gathered layers"] == 4 * (STUDENT.embedding + 2 * layer)
 
 
+def test_ranks_keep_the_output_embedding_whole_that_a_divergence_reads():
+    assert "target's output embedding" not in memory(ranks=2).resident
+    found = memory(FULL_KL, "offload=[teacher]", ranks=2)
+    assert found.resident["target's output embedding"] == 2 * TEACHER.embedding
+    assert "target's output embedding" not in found.update
+
+
+def test_the_shards_of_an_offloaded_teacher_come_a_layer_at_a_time():
+    found = memory("offload=[teacher]", ranks=2)
+    assert "teacher" not in found.scoring
+    assert found.scoring["gathered layers"] == 2 * (TEACHER.embedding + 2 * TEACHER.matrices / TEACHER.layers)
+    assert memory(ranks=2).peak - found.peak == TEACHERS / 2
+
+
 def test_ranks_share_the_time():
     one, two = (estimate_of(work_of(ranks=n)).seconds["H100"] for n in (1, 2))
     assert two.update == pytest.approx(one.update / 2)

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -70,7 +71,8 @@ def train(
         sys.exit(launch(processes, [sys.executable, "-m", "driftgate", *sys.argv[1:]]))
     folder = out or Path("runs", family or "", Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe)
     with joined() as world:
-        run(load_recipe(recipe, overrides, family), folder, console, savings=memory_savings, world=world)
+        savings = partial(memory_savings, processes=world.size)
+        run(load_recipe(recipe, overrides, family), folder, console, savings=savings, world=world)
 
 
 @app.command("eval")

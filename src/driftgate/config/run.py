@@ -90,6 +90,15 @@ class TrainConfig(Settings):
         return self.model_copy(update={"teacher": self.teacher.model_copy(update=shared)})
 
     @model_validator(mode="after")
+    def _a_teacher_that_moves_stays(self) -> "TrainConfig":
+        if "teacher" in self.offload and self.teacher.follow is not None and self.student.lora is None:
+            raise ValueError(
+                "offload = [teacher] with teacher.follow: a teacher that moves does not wait in the computer's memory; "
+                "take one of the two out, or set student.lora, where the teacher needs no second copy"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _names(self) -> "TrainConfig":
         if "main" in self.terms:
             raise ValueError("terms.main: `main` is the term of `objective`; give the other term another name")

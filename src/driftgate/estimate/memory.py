@@ -114,6 +114,8 @@ def _resident(work: Workload) -> dict[str, float]:
         found["AdamW"] = 2 * trained
     if "teacher" not in config.offload:
         found |= _targets(work)
+    if work.ranks > 1:
+        found |= _target_head(work)
     return found | {"CUDA": work.assumed.context}
 
 
@@ -141,8 +143,9 @@ def _scoring(work: Workload) -> dict[str, float]:
         return {}
     name = max(targets, key=lambda name: targets[name])
     shape, settings = (work.teacher, work.config.teacher) if name == "teacher" else (work.student, work.config.student)
+    whole = {name: targets[name]} if work.ranks == 1 else {}  # shards come a layer at a time
     return {
-        name: targets[name],
+        **whole,
         "in the type of its products": _cast_copy(shape, settings),
         **_gathered(work, shape, settings),
         "activations": _positions(work) * activation_bytes(shape, settings),
@@ -168,7 +171,7 @@ def _decoding_copies(work: Workload) -> dict[str, float]:
     found = {"student's copy for decoding": copy}
     if config.rollout.kl_budget:
         found["teacher's copy for decoding"] = _decoding_copy(work, work.teacher, config.teacher)
-        if "teacher" in config.offload:
+        if "teacher" in config.offload and work.ranks == 1:
             found["teacher"] = _targets(work).get("teacher", 0.0)
     return found
 
@@ -208,20 +211,18 @@ def _update(work: Workload) -> dict[str, float]:
         **_gathered(work, shape, settings),
         "activations": _activations(shape, settings, _positions(work)),
         "head": 2 * CHUNK * shape.vocabulary * 4 + shape.embedding * (4 + product_width(settings)),
-        **_target_head(work),
+        **(_target_head(work) if "teacher" in work.config.offload and work.ranks == 1 else {}),
     }
 
 
 def _target_head(work: Workload) -> dict[str, float]:
-    """The output embedding of a target that is offloaded, where a divergence over the vocabulary reads it."""
+    """The output embedding of a target, whole, where a divergence over the vocabulary reads it."""
     heads = {
         "teacher": work.teacher.embedding * weight_width(work.config.teacher),
         "initial": work.student.embedding * weight_width(work.config.student),
     }
     read = {n for t in work.config.all_terms.values() for n, needs in t.objective.needs.items() if needs.hidden}
-    if "teacher" not in work.config.offload or not read:
-        return {}
-    return {"target's output embedding": max(heads[name] for name in read)}
+    return {"target's output embedding": max(heads[name] for name in read)} if read else {}
 
 
 def _positions(work: Workload) -> int:

@@ -1,6 +1,6 @@
 """Everything that a run needs, loaded and checked before any compute is spent; restored where there is a checkpoint."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import TrainConfig
 from ..data.experience import Experience
-from ..data.prompts import encode_prompts, load_problems
+from ..data.prompts import Problem, Prompt, encode_prompts, load_problems
 from ..models import load
 from ..models.identity import fingerprint
 from ..models.policy import Policy
@@ -27,7 +27,7 @@ from .checks import check_problems, check_ranks, reads_newlines
 from .determinism import prepare_torch
 from .follow import Follower, follower_of
 from .learner import Learner
-from .offload import Parked, ParkedEngine, ParkedScorer, park, park_state
+from .offload import Parked, ParkedEngine, ParkedScorer, moves, park, park_state
 from .policies import load_policies, scorers_of
 from .rollouts import Engines
 from .run import Run
@@ -51,18 +51,16 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     if world.size > 1:
         shard_policies(config, policy, targets, device)
     parked = park(config, policy, targets) if world.size == 1 else {}
-    scorers: dict[str, Scorer] = {**scorers_of(config, policy, targets, world)}
-    scorers |= {name: ParkedScorer(scorers[name], model) for name, model in parked.items()}
+    scorers = parked_scorers(scorers_of(config, policy, targets, world), parked)
     check_scorers(config, scorers)
     both = (policy.model, tokenizer), (targets["teacher"].model, teacher_tokenizer)
     stop_ids = load.choose_stop_ids(*both, config.rollout.stop_ids)
-    contexts = {"context": load.context_length(policy.model)}
-    contexts |= {"teacher_context": load.context_length(targets["teacher"].model)}
-    new, template = config.rollout.max_new_tokens, config.teacher.context
-    prompts = encode_prompts(problems, tokenizer, config.prompts, new, teacher_template=template, **contexts)
+    prompts = encoded(problems, config, tokenizer, policy, targets["teacher"])
     learner = learner_of(config, policy, targets, parked, world)
     follower = follower_of(config, policy, targets["teacher"])
     position, pending = _restore(last[0], learner, follower) if last else (Position(), {})
+    if "optimizer" in config.offload:
+        park_state(learner.optimizer, policy.device)
     engines = engines_of(config, policy, targets["teacher"], tokenizer, stop_ids, learner.version, world)
     return Run(
         config=config,
@@ -103,8 +101,23 @@ def shard_policies(config: TrainConfig, policy: Policy, targets: dict[str, Polic
     read = {name for t in config.all_terms.values() for name, needs in t.objective.needs.items() if needs.hidden}
     views = {name for name, target in targets.items() if isinstance(target, AdapterView)}
     shard(policy, mesh, keep_head=bool(views & read))
-    for name in targets.keys() - views:
-        shard(targets[name], mesh, keep_head=name in read, offload="teacher" in config.offload)
+    waits = "teacher" in config.offload and moves(device)
+    for name, target in targets.items():
+        if name not in views:
+            shard(target, mesh, keep_head=name in read, offload=waits)
+
+
+def encoded(
+    problems: Sequence[Problem],
+    config: TrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    policy: Policy,
+    teacher: Policy,
+) -> list[Prompt]:
+    """The problems as token ids. Raises InputError for a prompt that leaves its response no room."""
+    contexts = {"context": load.context_length(policy.model), "teacher_context": load.context_length(teacher.model)}
+    new, template = config.rollout.max_new_tokens, config.teacher.context
+    return encode_prompts(problems, tokenizer, config.prompts, new, teacher_template=template, **contexts)
 
 
 def learner_of(
@@ -113,10 +126,7 @@ def learner_of(
     """parked: those of the targets that wait in the computer's memory."""
     heads: dict[str, Callable[[], Tensor]] = {name: lambda each=each: each.head for name, each in targets.items()}
     heads |= {name: model.head for name, model in parked.items()}
-    learner = Learner(config, policy, config.steps * config.passes * config.updates_per_step, heads, world)
-    if "optimizer" in config.offload:
-        park_state(learner.optimizer, policy.device)
-    return learner
+    return Learner(config, policy, config.steps * config.passes * config.updates_per_step, heads, world)
 
 
 def engines_of(
@@ -139,6 +149,11 @@ def engines_of(
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     return Engines(student, writer, stop_ids, encode)
+
+
+def parked_scorers(scorers: Mapping[str, Scorer], parked: Mapping[str, Parked]) -> dict[str, Scorer]:
+    """The scorers; those whose models wait in the computer's memory bring them to the GPU to score."""
+    return {**scorers, **{name: ParkedScorer(scorers[name], model) for name, model in parked.items()}}
 
 
 def parked_engines(config: TrainConfig, engines: Engines, teacher: Parked | None) -> Engines:

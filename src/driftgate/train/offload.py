@@ -84,8 +84,8 @@ def park(config: TrainConfig, student: Policy, targets: Mapping[str, Policy]) ->
 
 
 def park_state(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Keep an optimiser's state in the computer's memory, from its next step on or once a state is loaded; it comes to
-    `device` for each step. Nothing happens where that is the CPU."""
+    """Keep an optimiser's state in the computer's memory from now on; it comes to `device` for each step. Nothing
+    happens where that is the CPU. To be called once the state of a resumed run is loaded."""
     if not moves(device):
         return
 
@@ -98,7 +98,7 @@ def park_state(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
 
     optimizer.register_step_pre_hook(bring)
     optimizer.register_step_post_hook(leave)
-    optimizer.register_load_state_dict_post_hook(leave)
+    leave()
 
 
 def moves(device: torch.device) -> bool:
