@@ -9,7 +9,7 @@ import jinja2
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "benchmarks" / "results"
-NAMES = ("head", "step", "rollout", "scaling", "profile", "weights")
+NAMES = ("head", "step", "rollout", "scaling", "profile", "weights", "lora")
 
 Found = Mapping[str, Any]
 """What a benchmark left, or a part of it."""
@@ -27,6 +27,7 @@ def page() -> str:
         "shares": shares(found["scaling"]["gate_shares"]),
         "profile": {name: profile(one) for name, one in found["profile"]["figures"].items()},
         "weights": weights(found["weights"]["figures"]),
+        "lora": lora(found["lora"]["figures"]),
     }
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     return environment.from_string((HERE / "benchmarks.j2").read_text()).render(**found, tables=tables, how=how)
@@ -138,3 +139,23 @@ def profile(found: Found) -> str:
 def weights(figures: Found) -> str:
     rows = [(f"`{name}`", f"{one['cpu_s']:.2f}", spread(one)) for name, one in figures.items()]
     return table(("recipe", "CPU-s an update", "against its base"), rows)
+
+
+def lora(figures: Found) -> str:
+    heading = (
+        "way",
+        "CPU-s a step",
+        "against full",
+        "rollout",
+        "update",
+        "peak MB",
+        "trained",
+        "model MB",
+        "checkpoint MB",
+    )
+    rows = []
+    for name, one in figures.items():
+        parts = [f"{one[part]:.1f}" for part in ("rollout", "update")]
+        sizes = [f"{one['trained'] / 1e6:.1f} M", *(f"{one[f'{part}_mb']:,.0f}" for part in ("model", "checkpoint"))]
+        rows.append([name, f"{one['cpu_s']:.1f}", spread(one), *parts, f"{one['peak_mb']:,.0f}", *sizes])
+    return table(heading, rows)

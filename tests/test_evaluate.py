@@ -220,9 +220,9 @@ def test_eval_of_a_run_folder_shows_prompts_as_trained(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "held"),
     [
-        ((None, None), ("bfloat16", "bfloat16")),
-        (("float32", None), ("float32", None)),
-        ((None, "bfloat16"), ("float32", "bfloat16")),
+        ((None, None), ("bfloat16", "bfloat16", "4bit")),
+        (("float32", None), ("float32", None, None)),
+        ((None, "bfloat16"), ("float32", "bfloat16", None)),
     ],
 )
 def test_eval_of_a_run_folder_holds_its_weights_as_trained_unless_told(tmp_path, monkeypatch, asked, held):
@@ -230,12 +230,12 @@ def test_eval_of_a_run_folder_holds_its_weights_as_trained_unless_told(tmp_path,
 
     found = []
 
-    def load(model, device, dtype, compute):
-        found.append((dtype, compute))
+    def load(model, device, dtype, compute, quantise):
+        found.append((dtype, compute, quantise))
         raise InputError("enough")
 
     monkeypatch.setattr(command, "load_examinee", load)
-    (tmp_path / "config.yaml").write_text("student: {path: x, dtype: bfloat16, compute: bfloat16}\n")
+    (tmp_path / "config.yaml").write_text("student: {path: x, dtype: bfloat16, compute: bfloat16, quantise: 4bit}\n")
     with pytest.raises(InputError, match="enough"):
         command.run_eval(
             str(tmp_path), ExamSettings(benchmarks=("lock16",)), tmp_path, Console(quiet=True), "cpu", *asked

@@ -32,6 +32,10 @@ class AdapterView(Policy):
         self.compute, self.vocabulary = student.compute, student.vocabulary
         self.gather, self.works_on = None, None
 
+    @property
+    def device(self) -> torch.device:
+        return self.student.device
+
     def forward(self, batch: MicroBatch, finish: Callable[[Tensor, Tensor], Result]) -> Result:
         """See `Policy.forward`. It goes through the student, so that whatever wraps the student's forward holds."""
         with self.adapters.using(self.adapter):

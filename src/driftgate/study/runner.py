@@ -202,7 +202,7 @@ def run_job(job: Job, advance: Advance) -> str | None:
             free_memory()  # the examination takes what it finds
         with costed(job.folder, "exam"):
             path = job.model or str(job.folder)
-            model = load_examinee(path, job.config.device, job.how.dtype, job.how.compute)
+            model = load_examinee(path, job.config.device, job.how.dtype, job.how.compute, job.how.quantise)
             evaluate(model, job.exam, job.folder / "eval", advance)
     except Stopped:
         raise
