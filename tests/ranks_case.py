@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from driftgate.ranks import joined
+from driftgate.ranks import end_process, joined
 from driftgate.recipe import check_config
 from driftgate.train.build import build_run
 from driftgate.train.folder import final_model
@@ -84,3 +84,4 @@ def main(cases, out):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end_process(0)

@@ -120,7 +120,7 @@ def test_no_rank_waits_for_a_dead_one(recipe, tmp_path, by_torchrun):
 WITH = {
     "full": {},
     "lora": {"student": {"lora": {"rank": 4}}},
-    "follower": {"teacher": {"path": "student", "dtype": "float32", "follow": {"ema": 0.5}}},
+    "follower": {"teacher": {"path": "student", "context": "{problem}{problem}", "follow": {"ema": 0.5}}},
 }
 
 

@@ -206,6 +206,17 @@ def main() -> None:
     for library in ("transformers", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
     try:
+        _run()
+    except SystemExit as end:
+        if "RANK" in os.environ:
+            from .ranks import end_process
+
+            end_process(end.code)
+        raise
+
+
+def _run() -> None:
+    try:
         app()
     except InputError as error:
         _fail(error, 2)

@@ -45,11 +45,8 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     problems = load_problems(config.prompts)
     check_problems(problems, config)
     last = world.share(checkpoint.all_checkpoints(out / "checkpoints")[-1:])[0]
-    loaded_on = device if world.size == 1 else torch.device("cpu")  # the shards alone go to the device
-    policy, targets = load_policies(config, last[0] / "model" if last else None, loaded_on)
-    fingerprints = fingerprints_of(policy, targets["teacher"], tokenizer) if world.rank == 0 else {}
-    if world.size > 1:
-        shard_policies(config, policy, targets, device)
+    model = last[0] / "model" if last else None
+    policy, targets, fingerprints = loaded_policies(config, model, tokenizer, device, world)
     parked = park(config, policy, targets) if world.size == 1 else {}
     scorers = parked_scorers(scorers_of(config, policy, targets, world), parked)
     check_scorers(config, scorers)
@@ -81,6 +78,19 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         fingerprints=fingerprints,
         world=world,
     )
+
+
+def loaded_policies(
+    config: TrainConfig, model: Path | None, tokenizer: PreTrainedTokenizerBase, device: torch.device, world: World
+) -> tuple[Policy, dict[str, Policy], dict[str, str]]:
+    """The student, its targets, and what they are (`Run.fingerprints`), sharded over the ranks. model: a
+    checkpoint's."""
+    loaded_on = device if world.size == 1 else torch.device("cpu")  # the shards alone go to the device
+    policy, targets = load_policies(config, model, loaded_on)
+    fingerprints = fingerprints_of(policy, targets["teacher"], tokenizer) if world.rank == 0 else {}
+    if world.size > 1:
+        shard_policies(config, policy, targets, device)
+    return policy, targets, fingerprints
 
 
 def fingerprints_of(policy: Policy, teacher: Policy, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
