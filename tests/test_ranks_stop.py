@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,9 +15,12 @@ import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
+from driftgate.errors import InputError
 from driftgate.recipe import check_config
+from driftgate.train.checks import check_ranks
 from driftgate.train.command import run
 from driftgate.train.folder import final_model
+from driftgate.world import Alone
 
 QUIET = Console(quiet=True)
 TRAIN = [sys.executable, "-m", "driftgate", "train"]
@@ -167,15 +171,47 @@ def test_a_port_in_use_is_said(recipe, tmp_path):
     assert "is in use; choose another port" in said.splitlines()[-1]
 
 
-def test_ranks_with_other_settings_are_refused(recipe, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = []
-    for rank, seed in enumerate((0, 1)):
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "WORLD_SIZE": "2"}
-        processes.append(started(recipe, tmp_path / "run", f"seed={seed}", ranks=0, environment=place))
-    said = [process.communicate(timeout=60)[1] for process in processes]
-    assert [process.returncode for process in processes] == [2, 2]
-    assert "was started with other settings than rank" in said[0] + said[1]
-    assert "seed" in said[0] + said[1]
+@pytest.mark.parametrize("written_by", [1, 2])
+def test_a_checkpoint_of_another_shape_is_refused(settings, pair, tmp_path, written_by):
+    """Its model was replaced by another; the optimiser is still the old one's."""
+    out = tmp_path / "run"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(settings | {"steps": 1}))
+    if written_by == 1:
+        run(check_config(settings | {"steps": 1}), out, QUIET)
+    else:
+        trained(str(recipe), out)
+    shutil.rmtree(final_model(out))
+    shutil.copytree(pair[1], final_model(out))
+    with pytest.raises(InputError, match=r"step-000001: its optimiser belongs to a model of another shape"):
+        run(check_config(settings | {"steps": 2}), out, QUIET)
+    process = started(str(recipe), out, "steps=2")
+    said = process.communicate(timeout=60)[1]
+    assert (process.returncode, len(said.splitlines())) == (2, 1)
+    assert "another shape" in said
+
+
+class Differing(Alone):
+    """A world whose other rank has an older torch, or other settings."""
+
+    size = 2
+
+    def __init__(self, versions, settings):
+        self.versions, self.settings = versions, settings
+
+    def share(self, value):
+        versions, settings = value
+        return [value, (versions | self.versions, settings | self.settings)]
+
+
+@pytest.mark.parametrize(
+    ("versions", "changed", "message"),
+    [
+        ({"torch": "2.11.0"}, {}, "rank 1 has torch 2.11.0, rank 0 has"),
+        ({}, {"seed": 5}, "rank 1 was started with other settings than rank 0: seed"),
+    ],
+)
+def test_ranks_that_differ_are_refused(config, versions, changed, message):
+    with pytest.raises(InputError, match=message):
+        check_ranks(config, Differing(versions, changed))
+    check_ranks(config, Differing({}, {}))

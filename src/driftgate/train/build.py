@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..config import TrainConfig
 from ..data.experience import Experience
 from ..data.prompts import Problem, Prompt, encode_prompts, load_problems
+from ..errors import InputError
 from ..models import load
 from ..models.identity import fingerprint
 from ..models.policy import Policy
@@ -184,12 +185,17 @@ def newline_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
 
 def _restore(path: Path, learner: Learner, follower: Follower | None) -> tuple[Position, dict[str, Experience]]:
     position, state, pending = checkpoint.load(path)
-    learner.load_state_dict(state)
-    whole = learner.world.size == 1 and not (path / checkpoint.SHARDS).is_dir()
-    if whole and follower is not None:
-        follower.load_state_dict(state)
-    if not whole:
-        from .sharded import restore
+    try:
+        learner.load_state_dict(state)
+        if learner.world.size > 1 or (path / checkpoint.SHARDS).is_dir():
+            from .sharded import restore
 
-        restore(path, learner, follower, state)
+            restore(path, learner, follower, state)
+        elif follower is not None:
+            follower.load_state_dict(state)
+    except ValueError as error:
+        raise InputError(
+            f"{path}: its optimiser belongs to a model of another shape ({error}); restore the checkpoint, or delete "
+            f"it to go on from the one before"
+        ) from None
     return position, pending

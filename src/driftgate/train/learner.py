@@ -77,6 +77,11 @@ class Learner:
         return {"optimizer": optimizer, "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises ValueError for the optimiser of a model of another shape."""
+        moments = state["optimizer"]["state"]
+        for number, parameter in enumerate(self.parameters):
+            if number in moments and moments[number]["exp_avg"].shape != parameter.shape:
+                raise ValueError(f"{list(moments[number]['exp_avg'].shape)} instead of {list(parameter.shape)}")
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
 

@@ -123,7 +123,7 @@ def followers_of(follower: Follower | None) -> dict[str, Tensor]:
 
 def restore(folder: Path, learner: Learner, follower: Follower | None, state: Mapping[str, Any]) -> None:
     """The optimiser's moments and a following teacher, from a checkpoint of any number of ranks, for any number of
-    ranks. state: what `checkpoint.load` gave."""
+    ranks. state: what `checkpoint.load` gave. Raises ValueError for a model of another shape."""
     if (folder / SHARDS).is_dir():
         _load_moments(folder, learner)
         _read_into(followers_of(follower), folder, alone=learner.world.size == 1)
@@ -138,8 +138,14 @@ def restore(folder: Path, learner: Learner, follower: Follower | None, state: Ma
 def _load_moments(folder: Path, learner: Learner) -> None:
     saved = FileSystemReader(folder / SHARDS).read_metadata().state_dict_metadata
     found: dict[str, Tensor] = {}
+    if unknown := {key for key in saved if key.startswith("step.")} - {
+        f"step.{n}" for n, _ in learner.named_parameters()
+    }:
+        raise ValueError(f"{min(unknown).removeprefix('step.')} is not in it")
     for name, parameter in learner.named_parameters():
         if f"step.{name}" in saved:
+            if (size := cast(Any, saved[f"exp_avg.{name}"]).size) != parameter.shape:
+                raise ValueError(f"{name}: {list(size)} instead of {list(parameter.shape)}")
             found[f"step.{name}"] = torch.zeros((), device=parameter.device)
             found |= {f"{key}.{name}": torch.zeros_like(parameter.detach()) for key in ("exp_avg", "exp_avg_sq")}
     _read_into(found, folder, alone=learner.world.size == 1)
