@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from .learner import Learner
 
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter, beside the number of steps."""
+
+
 class ShardedCheckpoints:
     """Writes them one at a time, in the background; a second one waits for the first."""
 
@@ -137,22 +141,18 @@ def restore(folder: Path, learner: Learner, follower: Follower | None, state: Ma
 
 def _load_moments(folder: Path, learner: Learner) -> None:
     saved = FileSystemReader(folder / SHARDS).read_metadata().state_dict_metadata
+    sizes = {key.removeprefix("exp_avg."): cast(Any, saved[key]).size for key in saved if key.startswith("exp_avg.")}
+    own = dict(learner.named_parameters())
+    for name, size in sizes.items():
+        if name not in own or own[name].shape != size:
+            raise ValueError(f"{name} {list(size)} is not a weight of the student")
     found: dict[str, Tensor] = {}
-    if unknown := {key for key in saved if key.startswith("step.")} - {
-        f"step.{n}" for n, _ in learner.named_parameters()
-    }:
-        raise ValueError(f"{min(unknown).removeprefix('step.')} is not in it")
-    for name, parameter in learner.named_parameters():
-        if f"step.{name}" in saved:
-            if (size := cast(Any, saved[f"exp_avg.{name}"]).size) != parameter.shape:
-                raise ValueError(f"{name}: {list(size)} instead of {list(parameter.shape)}")
-            found[f"step.{name}"] = torch.zeros((), device=parameter.device)
-            found |= {f"{key}.{name}": torch.zeros_like(parameter.detach()) for key in ("exp_avg", "exp_avg_sq")}
+    for name in sizes:
+        found[f"step.{name}"] = torch.zeros((), device=own[name].device)
+        found |= {f"{key}.{name}": torch.zeros_like(own[name].detach()) for key in MOMENTS}
     _read_into(found, folder, alone=learner.world.size == 1)
-    for name, parameter in learner.named_parameters():
-        if f"step.{name}" in saved:
-            keys = "step", "exp_avg", "exp_avg_sq"
-            learner.optimizer.state[parameter] = {key: found[f"{key}.{name}"] for key in keys}
+    for name in sizes:
+        learner.optimizer.state[own[name]] = {key: found[f"{key}.{name}"] for key in ("step", *MOMENTS)}
 
 
 def _read_into(found: dict[str, Tensor], folder: Path, alone: bool) -> None:
