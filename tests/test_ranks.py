@@ -54,6 +54,8 @@ CASES = {
     "diagnosed": {"diagnostics": {"every": 1}},
     "checkpointing": {"student": {"gradient_checkpointing": True}},
     "teacher_prefix": {"rollout": {"teacher_prefix": 6}},
+    "kl_budget": {"rollout": {"kl_budget": 0.05}},
+    "on_policy": {**VOCABULARY, "rollout": {"on_policy": 0.5}},
     "offloaded": {**VOCABULARY, "offload": ["teacher", "optimizer"]},
 }
 

@@ -104,8 +104,8 @@ class Ranks:
 
     def leave(self, error: Exception) -> NoReturn:
         """Raises the error on the first rank that leaves, SystemExit on the others."""
-        if self.rank and isinstance(error, InputError):
-            time.sleep(1)  # most wrong input is found by all: let rank 0 say it
+        if self.rank and isinstance(error, (InputError, RunError)):
+            time.sleep(1)  # most of these are met by all ranks: let rank 0 say it
         if not (self.watch.mine or self.watch.leave(f"rank {self.rank} has ended: {error}")):
             raise SystemExit(2 if isinstance(error, InputError) else 1) from None
         if isinstance(error, RunError) and self.rank and not self.watch.mine:
