@@ -33,12 +33,17 @@ def save_layers(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path
     groups, files, size = by_layer(dict(model.named_parameters())), {}, 0
     for number, group in enumerate(groups, start=1):
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        tensors = {key: value.contiguous() for key, value in revert_weight_conversion(model, read(group)).items()}
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        files |= dict.fromkeys(tensors, name)
-        size += sum(value.nbytes for value in tensors.values())
+        written = _write(revert_weight_conversion(model, read(group)), folder / name)
+        files |= dict.fromkeys(written, name)
+        size += sum(written.values())
     index = {"metadata": {"total_size": size}, "weight_map": files}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write(tensors: dict[str, Tensor], file: Path) -> dict[str, int]:
+    """Returns bytes by name and keeps no tensor, so that they are gone before the next ones are read."""
+    save_file({name: value.contiguous() for name, value in tensors.items()}, file, metadata={"format": "pt"})
+    return {name: value.nbytes for name, value in tensors.items()}
 
 
 def by_layer(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
