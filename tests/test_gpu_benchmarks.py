@@ -14,6 +14,8 @@ import gpu_bench
 from gpu_decoding import measure_decoding
 from gpu_exactness import measure_exactness
 from gpu_head import measure_head
+from gpu_lora import measure_lora
+from gpu_ranks import measure_ranks
 from gpu_scoring import measure_scoring
 from gpu_sizes import QUICK
 from gpu_update import Case, make_learner, measure_update, update_config, whole
@@ -23,7 +25,16 @@ BENCH = gpu_bench.Bench(torch.device("cpu"), QUICK, 1, 1e12, 1e12)
 
 
 @pytest.mark.parametrize(
-    "measure", [measure_head, measure_update, measure_scoring, measure_exactness, measure_decoding]
+    "measure",
+    [
+        measure_head,
+        measure_update,
+        measure_scoring,
+        measure_exactness,
+        measure_decoding,
+        measure_ranks,
+        measure_lora,
+    ],
 )
 def test_a_program_makes_all_its_figures(measure):
     figures = {}
