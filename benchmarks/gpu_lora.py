@@ -68,7 +68,8 @@ def run_config(bench: Bench, folder: Path, changes: list[str]) -> TrainConfig:
     shared = random_models.overrides_of(
         folder, size.vocabulary, size.sequences, 1, size.response, {"compute": "bfloat16"}
     )
-    return config_of("LSM", [*shared, f"device={bench.device.type}", f"microbatch_tokens={size.budgets[0]}", *changes])
+    own = [f"device={bench.device.type}", f"microbatch_tokens={size.budgets[0]}", "student.gradient_checkpointing=true"]
+    return config_of("LSM", [*shared, *own, *changes])
 
 
 def row_of(bench: Bench, config: TrainConfig, out: Path) -> Figures:

@@ -22,6 +22,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+# inherited by the processes that are measured; large memory goes back to the system as soon as it is freed, so that a
+# peak is of what is used and not of what glibc keeps for later
+os.environ |= {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}
+
 import measure
 from profile_step import save_smol
 from ranks_worker import SIZES, Size
@@ -34,8 +38,8 @@ Round = dict[int, list[dict[str, dict[str, float]]]]
 """By the number of ranks, what each of them measured."""
 Pick = Callable[[dict[str, dict[str, float]]], float]
 """One figure of what a rank measured."""
-WORK = ("update", "forward and backward", "optimiser", "scoring pass", "rollout", "checkpoint")
-"""Whose CPU-seconds are compared; "update" and its parts are of the larger batch."""
+WORK = ("forward and backward", "optimiser", "scoring pass", "rollout", "checkpoint")
+"""Whose CPU-seconds are compared, beside whole updates. The first two are parts of the update of the larger batch."""
 SENT = ("update", "scoring pass", "rollout")
 SAVING = {"training waits, s": "waits_s", "until whole, s": "whole_s", "memory on top, MB": "above_mb"}
 COLUMNS = {"ratio": ".3f", "least": ".3f", "most": ".3f", "total": ".2f", "one": ".2f", "rank": ".2f", "all": ".2f"}
@@ -73,13 +77,14 @@ def measured(folder: Path, size: str) -> Round:
 
 def figures_of(rounds: list[Round], size: Size) -> dict[str, measure.Figures]:
     """Of each section and row: the rank's ratio to the one process with its range over rounds, and medians."""
-    few, many = (f"most in an update of {size.positions(count):,} tokens" for count in (size.few, size.many))
     held = ("parameters", "gradients", "optimiser state")
+    small, large = (f"update of {size.positions(count):,} tokens" for count in (size.few, size.many))
+    work = {small: "update, few", large: "update"} | {name: name for name in WORK}
     sections: dict[str, dict[str, Pick]] = {
-        "CPU-seconds": {name: lambda of, name=name: of[name]["cpu_s"] for name in WORK},
+        "CPU-seconds": {row: lambda of, name=name: of[name]["cpu_s"] for row, name in work.items()},
         "MB of memory": {name: lambda of, name=name: of["held"][name] for name in held}
         | {"most while loading": lambda of: own_mb(of, "loading")}
-        | {few: lambda of: own_mb(of, "update, few"), many: lambda of: own_mb(of, "update")},
+        | {f"most in an {row}": lambda of, name=name: own_mb(of, name) for row, name in list(work.items())[:2]},
         "MB sent": {name: lambda of, name=name: of[name]["sent_mb"] for name in SENT},
         "checkpoint": {name: lambda of, key=key: of["checkpoint"][key] for name, key in SAVING.items()}
         | {"size, MB": lambda of: of["checkpoint"]["size_mb"]},
