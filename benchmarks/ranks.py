@@ -99,12 +99,12 @@ def own_mb(of: dict[str, dict[str, float]], work: str) -> float:
 
 def compared(rounds: list[Round], pick: Pick) -> dict[str, Any]:
     """`one` process, the busiest `rank`, `all` ranks; `ratio`, `least` and `most` of the rank to the one process, and
-    the `total` of all to it. Ratios are left out where the one process has nothing."""
+    the `total` of all to it. Ratios are left out where the one process has next to nothing."""
     one = [pick(found[1][0]) for found in rounds]
     every = [[pick(of) for of in found[RANKS]] for found in rounds]
     rank, total = [max(each) for each in every], [sum(each) for each in every]
     medians = {"one": statistics.median(one), "rank": statistics.median(rank), "all": statistics.median(total)}
-    if min(one) < 0.01:
+    if min(one) < 0.01 * min(rank):
         return medians
     return measure.ratio(rank, one) | {"total": measure.ratio(total, one)["ratio"]} | medians
 
