@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import gpu
 import gpu_bench
+import gpu_ranks
 from gpu_decoding import measure_decoding
 from gpu_exactness import measure_exactness
 from gpu_head import measure_head
@@ -69,6 +70,26 @@ def test_the_full_size_is_refused_without_a_gpu(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu"])
     with pytest.raises(SystemExit, match="--quick --device cpu"):
         gpu_bench.parsed("")
+
+
+@pytest.mark.parametrize(
+    ("weight", "responses", "saved", "said"),
+    [
+        (1.0, "same", 1.0, None),
+        (1.0 + 1e-8, "same", 1.0 + 1e-8, "ranks trained something else"),
+        (1.0, "other", 1.0, "ranks trained something else"),
+        (1.0, "same", 2.0, "the checkpoint holds other weights"),
+    ],
+)
+def test_ranks_that_differ_from_one_process_are_an_error(weight, responses, saved, said, tmp_path, monkeypatch):
+    (tmp_path / "checkpoints" / "step-000002").mkdir(parents=True)
+    model = torch.nn.ParameterDict({"w": torch.full((2,), saved, dtype=torch.float64)})
+    monkeypatch.setattr(gpu_ranks.AutoModelForCausalLM, "from_pretrained", lambda folder: model)
+    weights = [{"w": torch.full((2,), value, dtype=torch.float64)} for value in (1.0, weight)]
+    one, other = ({"weights": w, "responses": "same", "share": 1.0} for w in weights)
+    found = gpu_ranks.compared("float64", one, other | {"responses": responses}, tmp_path)
+    assert ("error" in found) == (said is not None)
+    assert said is None or said in found["error"]
 
 
 def test_an_update_in_any_order_leaves_deterministic_operations_off():
