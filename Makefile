@@ -27,10 +27,10 @@ lint: .venv/ready  ## style and types
 	$(BIN)/pyright
 	$(BIN)/python docs/generate.py --check
 
-bench: .venv/bench  ## every benchmark in full, about half an hour; leave the machine alone meanwhile
+bench: .venv/bench  ## every benchmark in full, about an hour; leave the machine alone meanwhile
 	set -e; for name in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py; done
 
-bench-quick: .venv/ready  ## the same at small sizes, two at a time, in under a minute: to see that all is well
+bench-quick: .venv/ready  ## the same at small sizes, two at a time, in about a minute: to see that all is well
 	echo $(BENCHMARKS) | tr ' ' '\n' | OMP_NUM_THREADS=1 xargs -P 2 -I NAME $(BIN)/python benchmarks/NAME.py --quick
 
 docs: .venv/ready  ## regenerate the pages that are made from the code

@@ -3,8 +3,8 @@
     python benchmarks/ranks.py [--repeats 3] [--quick]
 
 SmolLM2-135M's shape with random weights, student and teacher alike, in float32: LSM with gates, activations recomputed.
-Sequences of 128 tokens; an update of 256 and one of 1,024 of them, a scoring pass by the teacher, a rollout, a
-checkpoint. In each round one process does it all, then two ranks do, one thread each. The first update is not counted.
+Sequences of 128 tokens: updates of 256 and of 4,096 tokens, a scoring pass by the teacher, a rollout, a checkpoint. In
+each round one process does it all, then two ranks do, one thread each. The first update is not counted.
 
 Seconds are CPU-seconds, but for a checkpoint's, which are by the clock. "rank" is the busiest rank; "all" is the ranks
 together. A ratio is the rank's figure over the one process's: 0.5 is an even share. What is sent is counted by the

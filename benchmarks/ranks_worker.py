@@ -46,7 +46,7 @@ class Size:
         return sequences * (PROMPT + RESPONSE)
 
 
-SIZES = {"full": Size(49_152, few=2, many=8, new=16), "quick": Size(2048, few=2, many=4, new=4)}
+SIZES = {"full": Size(49_152, few=2, many=32, new=16), "quick": Size(2048, few=2, many=4, new=4)}
 
 
 def main(folder: str, out: str, size: str) -> None:
