@@ -1,7 +1,7 @@
 # Each target makes its own .venv on a fresh machine with Python 3.11 or later; a second run starts at once.
 PYTHON ?= python3.11
 BIN := .venv/bin
-BENCHMARKS := head weights rollout step scaling profile_step lora
+BENCHMARKS := head weights rollout step scaling profile_step lora ranks
 
 .PHONY: demo test lint bench bench-quick docs
 .DELETE_ON_ERROR:
@@ -27,10 +27,10 @@ lint: .venv/ready  ## style and types
 	$(BIN)/pyright
 	$(BIN)/python docs/generate.py --check
 
-bench: .venv/bench  ## every benchmark in full, about half an hour; leave the machine alone meanwhile
+bench: .venv/bench  ## every benchmark in full, about an hour; leave the machine alone meanwhile
 	set -e; for name in $(BENCHMARKS); do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py; done
 
-bench-quick: .venv/ready  ## the same at small sizes, two at a time, in under a minute: to see that all is well
+bench-quick: .venv/ready  ## the same at small sizes, two at a time, in about a minute: to see that all is well
 	echo $(BENCHMARKS) | tr ' ' '\n' | OMP_NUM_THREADS=1 xargs -P 2 -I NAME $(BIN)/python benchmarks/NAME.py --quick
 
 docs: .venv/ready  ## regenerate the pages that are made from the code

@@ -9,6 +9,8 @@ gpu_update.py      one optimiser update by the package's learner
 gpu_scoring.py     the teacher's log-probabilities and top K, the student's own log-probabilities
 gpu_exactness.py   the head against float64, decoding against the trainer's own forward, updates made twice
 gpu_decoding.py    the package's engine, transformers' `generate`, one step as a CUDA graph
+gpu_ranks.py       a run by ranks over NCCL against one process; a sharded update against a plain one
+gpu_lora.py        an update of adapters against one of all weights
 
 A way that fails leaves its error's text in its place. A program that fails does not stop the next. Each can be run
 alone. Models have random weights made on the device, so nothing is downloaded. --quick runs everything small, on a CPU
@@ -21,7 +23,7 @@ from pathlib import Path
 
 from gpu_bench import parsed
 
-PROGRAMS = ("head", "update", "scoring", "exactness", "decoding")
+PROGRAMS = ("head", "update", "scoring", "exactness", "decoding", "ranks", "lora")
 
 
 def main() -> None:

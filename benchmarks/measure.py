@@ -5,6 +5,7 @@ of a fresh process, above that of a process that only makes the inputs.
 """
 
 import argparse
+import ctypes
 import json
 import multiprocessing
 import platform
@@ -75,6 +76,17 @@ def memory_mb(field: str) -> float:
     """VmRSS, what this process holds, or VmHWM, the most that it held. Not ru_maxrss: a child inherits that from the
     process that started it."""
     return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
+
+
+def forget_peak() -> None:
+    """Let VmHWM begin anew, with what is freed given back to the system."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def written_mb() -> float:
+    """What this process has written so far to files and sockets, in MB of 1e6 bytes."""
+    return int(Path("/proc/self/io").read_text().split("wchar:")[1].split()[0]) / 1e6
 
 
 def table(figures: Figures, columns: Mapping[str, str], heading: str) -> None:

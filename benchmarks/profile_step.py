@@ -126,6 +126,14 @@ def floors(run: Run, speed: Rates) -> dict[str, float]:
 
 def smol(folder: Path, quick: bool) -> TrainConfig:
     """The 135M shape with random weights, prompts of 60 tokens, and no end to a response but the limit."""
+    vocabulary = save_smol(folder, quick)
+    model: dict[str, object] = {"compute": "bfloat16"}
+    changes = random_models.overrides_of(folder, vocabulary, 4, 4, 16 if quick else 128, model)
+    return load_recipe("qwen3/lsm_block64", changes)
+
+
+def save_smol(folder: Path, quick: bool) -> int:
+    """Student and teacher of the 135M shape, and 30 prompts of 60 tokens, in a folder. Returns the vocabulary."""
     small = SMOL | ({"num_hidden_layers": 2, "vocab_size": 2048} if quick else {})
     vocabulary, roles = small["vocab_size"], {}
     for seed, role in enumerate(("student", "teacher")):
@@ -134,9 +142,7 @@ def smol(folder: Path, quick: bool) -> TrainConfig:
         roles[role] = LlamaForCausalLM(config)
     random_models.save_models(folder, roles, vocabulary)
     random_models.write_prompts(folder / "prompts.jsonl", [60] * 30, vocabulary)
-    model: dict[str, object] = {"compute": "bfloat16"}
-    changes = random_models.overrides_of(folder, vocabulary, 4, 4, 16 if quick else 128, model)
-    return load_recipe("qwen3/lsm_block64", changes)
+    return vocabulary
 
 
 def profiled(config: TrainConfig, out: Path, steps: int) -> dict[str, Any]:

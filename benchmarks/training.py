@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from driftgate.config import TrainConfig
 from driftgate.data.experience import Experience
@@ -19,16 +20,19 @@ from driftgate.data.response import Response
 from driftgate.method import head
 from driftgate.method.scores import Needs, TokenScores
 from driftgate.models.policy import Policy
+from driftgate.models.shard import whole_tensor
 from driftgate.rollout.engine import Request
 from driftgate.scorers.local import LocalScorer
-from driftgate.train import loop, portions, source, sums
-from driftgate.train.build import build_run
+from driftgate.train import build, loop, portions, source, sums
+from driftgate.train.build import build_run, shard_policies
 from driftgate.train.determinism import prepare_torch
 from driftgate.train.learner import Learner
 from driftgate.train.portions import Portion, schedule, spans_of
 from driftgate.train.rollouts import prompts_of_step, sample_responses
+from driftgate.train.sharded import ShardedCheckpoints
 from driftgate.train.terms import Terms
 from driftgate.train.weighing import Moment
+from driftgate.world import World
 
 __all__ = ["prepare_torch", "prompts_of_step"]  # for benchmarks that need no more than these
 
@@ -39,6 +43,7 @@ PHASES = {
     "update": (loop, "timed_update"),
 }
 """Functions of a training step, by the phase that they are."""
+UPDATE_PARTS = {"forward and backward": (Learner, "_accumulate"), "optimiser": (Learner, "_step")}
 GATE_PARTS = {
     "spans": (portions, "fixed_partitions"),
     "weights": (Terms, "weigh"),
@@ -54,13 +59,14 @@ Responses = Mapping[str, Experience]
 
 
 class Run:
-    """A run of a recipe, step by step, with all that it logs and without checkpoints."""
+    """A run of a recipe, step by step, with all that it logs. Checkpoints are written by `save` alone."""
 
-    def __init__(self, config: TrainConfig, out: Path):
-        """out: the run folder, which must not be there yet."""
-        out.mkdir(parents=True)
+    def __init__(self, config: TrainConfig, out: Path, world: World | None = None):
+        """out: the run folder, which must not be there yet. world: the ranks that make the run together."""
+        if world is None or world.rank == 0:
+            out.mkdir(parents=True)
         self.config, self.out = config, out
-        self.made = build_run(config, out)
+        self.made = build_run(config, out, world)
 
     @property
     def student(self) -> Policy:
@@ -73,6 +79,19 @@ class Run:
     @property
     def prompts(self) -> Sequence[Prompt]:
         return self.made.prompts
+
+    def shard(self, world: World) -> None:
+        """Shard a run that one process has loaded, as that of several ranks is sharded. world: a group of one rank."""
+        made, config = self.made, self.config
+        shard_policies(config, made.policy, made.targets, made.policy.device)
+        made.learner = build.learner_of(config, made.policy, made.targets, {}, world)
+        folder = self.out / "checkpoints"
+        made.sharded = ShardedCheckpoints(world, folder, 1, made.policy, made.tokenizer, made.learner, None)
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the student's whole weights, on the CPU. Every rank has to call this."""
+        self.student.release()
+        return {name: whole_tensor(p.detach()).cpu().clone() for name, p in self.student.model.named_parameters()}
 
     def step(self, passes: int | None = None) -> None:
         """The next step. passes: another number than the configuration's; it is not checked against the recipe."""
@@ -104,6 +123,26 @@ class Run:
         """Rollout and scores of the next step."""
         return self.made.source.take(self.made.position).responses
 
+    def score(self, batch: Experience, k: int) -> TokenScores:
+        """The teacher's log-probabilities and its K most probable tokens, by all ranks."""
+        return self.made.scorers["teacher"].score(batch, Needs(top=k))
+
+    def save(self) -> None:
+        """A checkpoint. With several ranks it is written in the background; `finish` waits until it is whole."""
+        self.made.save()
+
+    def finish(self) -> None:
+        self.made.finish()
+
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes that this rank holds of what is trained, by kind."""
+        learner = self.made.learner
+        return {
+            "parameters": bytes_of(learner.parameters),
+            "gradients": bytes_of([p.grad for p in learner.parameters if p.grad is not None]),
+            "optimiser state": bytes_of([v for state in learner.optimizer.state.values() for v in state.values()]),
+        }
+
     def portions(self, responses: Responses) -> dict[str, Portion]:
         """All responses as one optimiser batch."""
         return portions_of(self.config, responses, self.made.newline_ids)
@@ -111,6 +150,13 @@ class Run:
     def update(self, portions: Mapping[str, Portion], number: int) -> dict[str, float]:
         """Update `number` of the first step, counted from 0. Returns its metrics."""
         return update(self.made.learner, portions, number)
+
+
+def bytes_of(tensors: Sequence[Tensor]) -> int:
+    """Bytes of the memory behind tensors, each piece of memory counted once; of a sharded tensor this rank's."""
+    local = (value.to_local() if isinstance(value, DTensor) else value for value in tensors)
+    pieces = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in local}
+    return sum(pieces.values())
 
 
 def portions_of(config: TrainConfig, responses: Responses, newline_ids: Tensor) -> dict[str, Portion]:

@@ -9,7 +9,7 @@ import jinja2
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "benchmarks" / "results"
-NAMES = ("head", "step", "rollout", "scaling", "profile", "weights", "lora")
+NAMES = ("head", "step", "rollout", "scaling", "profile", "weights", "lora", "ranks")
 
 Found = Mapping[str, Any]
 """What a benchmark left, or a part of it."""
@@ -28,6 +28,7 @@ def page() -> str:
         "profile": {name: profile(one) for name, one in found["profile"]["figures"].items()},
         "weights": weights(found["weights"]["figures"]),
         "lora": lora(found["lora"]["figures"]),
+        "ranks": {section: ranks(section, rows) for section, rows in found["ranks"]["figures"].items()},
     }
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     return environment.from_string((HERE / "benchmarks.j2").read_text()).render(**found, tables=tables, how=how)
@@ -158,4 +159,17 @@ def lora(figures: Found) -> str:
         parts = [f"{one[part]:.1f}" for part in ("rollout", "update")]
         sizes = [f"{one['trained'] / 1e6:.1f} M", *(f"{one[f'{part}_mb']:,.0f}" for part in ("model", "checkpoint"))]
         rows.append([name, f"{one['cpu_s']:.1f}", spread(one), *parts, f"{one['peak_mb']:,.0f}", *sizes])
+    return table(heading, rows)
+
+
+def ranks(section: str, figures: Found) -> str:
+    """Rows without a ratio are of what one process does not do. What all ranks have together is said of work and
+    memory alone."""
+    summed = section in ("CPU-seconds", "MB of memory")
+    every = ["all ranks against it"] if summed else []
+    heading = ("", "a rank against one process", *every, "one process", "the busiest rank")
+    rows = []
+    for name, one in figures.items():
+        ratios = [spread(one) if "ratio" in one else ""] + ([f"{one['total']:.2f}"] if summed else [])
+        rows.append([name, *ratios, *(f"{one[of]:,.{1 if one[of] < 100 else 0}f}" for of in ("one", "rank"))])
     return table(heading, rows)

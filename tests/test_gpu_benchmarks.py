@@ -11,9 +11,12 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import gpu
 import gpu_bench
+import gpu_ranks
 from gpu_decoding import measure_decoding
 from gpu_exactness import measure_exactness
 from gpu_head import measure_head
+from gpu_lora import measure_lora
+from gpu_ranks import measure_ranks
 from gpu_scoring import measure_scoring
 from gpu_sizes import QUICK
 from gpu_update import Case, make_learner, measure_update, update_config, whole
@@ -23,7 +26,16 @@ BENCH = gpu_bench.Bench(torch.device("cpu"), QUICK, 1, 1e12, 1e12)
 
 
 @pytest.mark.parametrize(
-    "measure", [measure_head, measure_update, measure_scoring, measure_exactness, measure_decoding]
+    "measure",
+    [
+        measure_head,
+        measure_update,
+        measure_scoring,
+        measure_exactness,
+        measure_decoding,
+        measure_ranks,
+        measure_lora,
+    ],
 )
 def test_a_program_makes_all_its_figures(measure):
     figures = {}
@@ -58,6 +70,26 @@ def test_the_full_size_is_refused_without_a_gpu(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu"])
     with pytest.raises(SystemExit, match="--quick --device cpu"):
         gpu_bench.parsed("")
+
+
+@pytest.mark.parametrize(
+    ("weight", "responses", "saved", "said"),
+    [
+        (1.0, "same", 1.0, None),
+        (1.0 + 1e-8, "same", 1.0 + 1e-8, "ranks trained something else"),
+        (1.0, "other", 1.0, "ranks trained something else"),
+        (1.0, "same", 2.0, "the checkpoint holds other weights"),
+    ],
+)
+def test_ranks_that_differ_from_one_process_are_an_error(weight, responses, saved, said, tmp_path, monkeypatch):
+    (tmp_path / "checkpoints" / "step-000002").mkdir(parents=True)
+    model = torch.nn.ParameterDict({"w": torch.full((2,), saved, dtype=torch.float64)})
+    monkeypatch.setattr(gpu_ranks.AutoModelForCausalLM, "from_pretrained", lambda folder: model)
+    weights = [{"w": torch.full((2,), value, dtype=torch.float64)} for value in (1.0, weight)]
+    one, other = ({"weights": w, "responses": "same", "share": 1.0} for w in weights)
+    found = gpu_ranks.compared("float64", one, other | {"responses": responses}, tmp_path)
+    assert ("error" in found) == (said is not None)
+    assert said is None or said in found["error"]
 
 
 def test_an_update_in_any_order_leaves_deterministic_operations_off():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -37,19 +37,36 @@ def save_layers(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path
         tokenizer.save_pretrained(folder)
         return
     folder.mkdir()
+    model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    groups, files, size = by_layer(dict(model.named_parameters())), {}, 0
+    buffers = persistent_buffers(model)
+    groups, files, size = by_layer(dict(model.named_parameters())) + [buffers] * bool(buffers), {}, 0
     for number, group in enumerate(groups, start=1):
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        tensors = {key: value.contiguous() for key, value in revert_weight_conversion(model, read(group)).items()}
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        files |= dict.fromkeys(tensors, name)
-        size += sum(value.nbytes for value in tensors.values())
+        whole = group if group is buffers else read(group)
+        written = _write(revert_weight_conversion(model, whole), folder / name)
+        del whole
+        files |= dict.fromkeys(written, name)
+        size += sum(written.values())
     index = {"metadata": {"total_size": size}, "weight_map": files}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write(tensors: dict[str, Tensor], file: Path) -> dict[str, int]:
+    """Returns bytes by name and keeps no tensor, so that they are gone before the next ones are read."""
+    save_file({name: value.contiguous() for name, value in tensors.items()}, file, metadata={"format": "pt"})
+    return {name: value.nbytes for name, value in tensors.items()}
+
+
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Those that belong to a saved model; every rank holds them whole. Not by `state_dict`, which tells a sharded model
+    to free what it has gathered, and it may be training."""
+    own = ((f"{path}.{name}".lstrip("."), name, part) for path, part in model.named_modules() for name in part._buffers)
+    found = {whole: part._buffers[name] for whole, name, part in own if name not in part._non_persistent_buffers_set}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def by_layer(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -49,6 +49,7 @@ class LocalScorer:
         if needs.at_ids:
             ids = torch.cat([ids, batch.readable("student_top_ids")], 1)
         found = score_tokens(self.policy, micros, ids, needs, self.temperature, self.world)
+        self.policy.release()
         if found.logp is None:
             return found
         at_ids = found.logp[:, 1:] if needs.at_ids else None
