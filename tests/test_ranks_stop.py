@@ -131,7 +131,7 @@ WITH = {
 @pytest.mark.parametrize("kind", WITH)
 def test_other_numbers_of_ranks_go_on(settings, tmp_path, kind):
     """Two ranks make the first step, one process the second, three ranks the third."""
-    settings = settings | {"optimizer": {"lr": 0.001}, "checkpoint": {"every": 1}}
+    settings = settings | {"optimizer": {"lr": 0.001, "eps": 1e-6}, "checkpoint": {"every": 1}}
     for name, value in WITH[kind].items():
         settings[name] = settings[name] | value
     recipe, moved, whole = tmp_path / "recipe.yaml", tmp_path / "moved", tmp_path / "whole"
