@@ -30,7 +30,7 @@ SILENCE = 15.0
 """Seconds without a sign of life after which a rank counts as dead."""
 GRACE = 5.0
 """Seconds that a rank has to end by itself once another is dead."""
-_LOST = ("gloo", "nccl", "peer", "connection", "store", "socket")
+_LOST = ("gloo", "nccl", "by peer", "connection closed", "connection reset", "tcpstore", "broken pipe")
 """Words in the errors that torch raises where another rank is gone."""
 
 
@@ -48,7 +48,7 @@ def joined() -> Iterator[World]:
     except Stopped:
         world.share(None)
         raise
-    except (InputError, RunError) as error:
+    except InputError as error:
         world.leave(error)
     except Exception as error:
         world.leave(world.cause_of(error))

@@ -68,11 +68,10 @@ def run(
 
 def _train(made: Run, console: Console, savings: Savings | None) -> None:
     try:
-        try:
-            train(made)
-        finally:
-            made.finish()
+        train(made)
+        made.finish()
     except Stopped:
+        made.finish()
         console.print(f"stopped and saved; the same command with --out {made.out} goes on", highlight=False)
         raise
     except torch.OutOfMemoryError as error:

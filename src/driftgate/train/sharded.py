@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
@@ -77,7 +78,7 @@ class ShardedCheckpoints:
         # copied before the call returns: the next update changes them while they are written
         writer = FileSystemWriter(shards)
         self.written = cast(Future, async_save(state, storage_writer=writer, process_group=self.group))
-        self.finisher = Thread(target=self._finish, args=(target,), name="driftgate checkpoint")
+        self.finisher = Thread(target=self._finish, args=(target,), name="driftgate checkpoint", daemon=True)
         self.finisher.start()
 
     def wait(self) -> None:
@@ -92,13 +93,22 @@ class ShardedCheckpoints:
         assert self.written is not None
         try:
             with checkpoint.writing(target) as partial:
-                self.written.result()  # on rank 0: the shards of all ranks
+                _wait_for(self.written)  # on rank 0: for the shards of all ranks
                 if self.world.rank == 0:
                     save_layers(self.policy, self.tokenizer, partial / "model", lambda like: read(partial, like))
                     checkpoint.complete(partial, target)
                     checkpoint.delete_old(self.folder, self.keep)
         except RunError as error:
             self.error = error
+
+
+def _wait_for(written: Future) -> None:
+    """Raises RuntimeError, with the ranks that failed."""
+    try:
+        written.result()
+    except CheckpointException as error:
+        why = "; ".join(f"rank {rank}: {failure[0]}" for rank, failure in sorted(error.failures.items()))
+        raise RuntimeError(why) from error
 
 
 def read(folder: Path, like: dict[str, Tensor]) -> dict[str, Tensor]:
