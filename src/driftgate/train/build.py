@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..config import TrainConfig
-from ..data.experience import Experience
 from ..data.prompts import Problem, Prompt, encode_prompts, load_problems
+from ..data.rollout import Rollout
 from ..errors import InputError
 from ..models import load
 from ..models.identity import fingerprint
@@ -26,7 +26,7 @@ from . import checkpoint
 from .checkpoint import Position
 from .checks import check_problems, check_ranks, reads_newlines
 from .determinism import prepare_torch
-from .follow import Follower, follower_of
+from .follow import Follower, copier_of, follower_of
 from .learner import Learner
 from .offload import Parked, ParkedEngine, ParkedScorer, moves, park, park_state
 from .policies import load_policies, scorers_of
@@ -48,7 +48,7 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     last = world.share(checkpoint.all_checkpoints(out / "checkpoints")[-1:])[0]
     model = last[0] / "model" if last else None
     policy, targets, fingerprints = loaded_policies(config, model, tokenizer, device, world)
-    parked = park(config, policy, targets) if world.size == 1 else {}
+    parked = park(config, policy, {n: t for n, t in targets.items() if n != "writer"}) if world.size == 1 else {}
     scorers = parked_scorers(scorers_of(config, policy, targets, world), parked)
     check_scorers(config, scorers)
     both = (policy.model, tokenizer), (targets["teacher"].model, teacher_tokenizer)
@@ -56,7 +56,9 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     prompts = encoded(problems, config, tokenizer, policy, targets["teacher"])
     learner = learner_of(config, policy, targets, parked, world)
     follower = follower_of(config, policy, targets["teacher"])
-    position, pending = _restore(last[0], learner, follower) if last else (Position(), {})
+    writer = copier_of(policy, targets["writer"]) if "writer" in targets else None
+    copies = {name: copy for name, copy in (("teacher", follower), ("writer", writer)) if copy is not None}
+    position, pending = _restore(last[0], learner, copies) if last else (Position(), {})
     if "optimizer" in config.offload:
         park_state(learner.optimizer, policy.device)
     engines = engines_of(config, policy, targets["teacher"], tokenizer, stop_ids, learner.version, world)
@@ -75,7 +77,7 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         grader=Grader(),
         position=position,
         pending=pending,
-        follower=follower,
+        copies=copies,
         fingerprints=fingerprints,
         world=world,
     )
@@ -183,16 +185,17 @@ def newline_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
     return table
 
 
-def _restore(path: Path, learner: Learner, follower: Follower | None) -> tuple[Position, dict[str, Experience]]:
+def _restore(path: Path, learner: Learner, copies: Mapping[str, Follower]) -> tuple[Position, dict[int, Rollout]]:
     position, state, pending = checkpoint.load(path)
     try:
         learner.load_state_dict(state)
         if learner.world.size > 1 or (path / checkpoint.SHARDS).is_dir():
             from .sharded import restore
 
-            restore(path, learner, follower, state)
-        elif follower is not None:
-            follower.load_state_dict(state)
+            restore(path, learner, copies, state)
+        else:
+            for name in copies.keys() & state.keys():
+                copies[name].load(state[name])
     except ValueError as error:
         raise InputError(
             f"{path}: its optimiser belongs to a model of another shape ({error}); restore the checkpoint, or delete "

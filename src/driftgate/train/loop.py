@@ -37,6 +37,8 @@ def train(run: Run) -> None:
     except Stopped:
         run.save()
         raise
+    finally:
+        run.source.leave()
 
 
 def timed_update(run: Run, batch: Batch, update: ScheduledUpdate) -> Updated:

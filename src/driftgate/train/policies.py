@@ -14,19 +14,23 @@ from ..models.views import AdapterView
 from ..scorers.local import LocalScorer
 from ..world import World
 from .checks import check_supports, needs_initial
+from .timetable import overlaps
 
 
 def load_policies(
     config: TrainConfig, checkpoint_model: Path | None, device: torch.device
 ) -> tuple[Policy, dict[str, Policy]]:
-    """The student, from a checkpoint where there is one, and those it is compared with: "teacher" and, where a term
-    asks for it, "initial"; all cut to the vocabulary that they share. Raises InputError."""
+    """The student, from a checkpoint where there is one, and those it is compared with: "teacher", "initial" where a
+    term asks for it, and "writer" where rollouts are written while the student learns; all cut to the vocabulary that
+    they share. Raises InputError."""
     policy = _student(config, checkpoint_model, device)
     targets = {"teacher": _teacher(config, policy, device)}
     check_head(policy, "student", config.student.path)
     check_head(targets["teacher"], "teacher", config.teacher.path)
     if needs_initial(config):
         targets["initial"] = _initial(config, policy, device)
+    if overlaps(config):
+        targets["writer"] = _writer(config, policy, device)
     vocabulary = min(policy.vocabulary_size, targets["teacher"].vocabulary_size)
     for each in (policy, *targets.values()):
         each.vocabulary = vocabulary
@@ -58,7 +62,7 @@ def _teacher(config: TrainConfig, policy: Policy, device: torch.device) -> Polic
         return Policy(load.load_model(settings, "teacher", device), settings.compute)
     if config.teacher.follow is None:
         return AdapterView(policy, None)
-    policy.adapters.add_follower(config.seed)
+    policy.adapters.add_copy(lora.FOLLOWER, config.seed)
     return AdapterView(policy, lora.FOLLOWER)
 
 
@@ -67,6 +71,14 @@ def _initial(config: TrainConfig, policy: Policy, device: torch.device) -> Polic
     if policy.adapters is not None:
         return AdapterView(policy, None)
     return Policy(load.load_model(config.student, "student", device), config.student.compute)
+
+
+def _writer(config: TrainConfig, policy: Policy, device: torch.device) -> Policy:
+    """A copy of the student's weights: with adapters another one on its base, else a model of its own."""
+    if policy.adapters is None:
+        return Policy(load.load_model(config.student, "student", device), config.student.compute)
+    policy.adapters.add_copy(lora.WRITER, config.seed)
+    return AdapterView(policy, lora.WRITER)
 
 
 def enable_checkpointing(policy: Policy) -> None:
