@@ -58,8 +58,8 @@ def seconds_of(work: Workload, gpu: Gpu) -> Seconds:
     behaviour = _scoring(work, gpu, *student) if "behaviour" in needs else 0.0
     scored = sum(_scoring(work, gpu, *targets[name]) for name in needs if name != "behaviour")
     exam = decoding_seconds(asked, *student, work.assumed, gpu)
-    steps = config.steps
-    return Seconds(steps * rollout, steps * behaviour, steps * scored, steps * _update(work, gpu), exam)
+    steps, batches = config.steps, work.batches
+    return Seconds(batches * rollout, batches * behaviour, batches * scored, steps * _update(work, gpu), exam)
 
 
 def decoding_seconds(

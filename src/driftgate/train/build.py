@@ -16,9 +16,11 @@ from ..models import load
 from ..models.identity import fingerprint
 from ..models.policy import Policy
 from ..models.views import AdapterView
+from ..rollout.choose import served_engine
 from ..rollout.engine import Engine
 from ..rollout.hf import HFEngine
-from ..rollout.shared import SharedEngine
+from ..rollout.shared import LedEngine, SharedEngine
+from ..rollout.vllm_server import VLLMEngine
 from ..scorers.scorer import Scorer
 from ..verify.grading import Grader
 from ..world import Alone, World
@@ -26,7 +28,7 @@ from . import checkpoint
 from .checkpoint import Position
 from .checks import check_problems, check_ranks, reads_newlines
 from .determinism import prepare_torch
-from .follow import Follower, copier_of, follower_of
+from .follow import Follower, copies_of
 from .learner import Learner
 from .offload import Parked, ParkedEngine, ParkedScorer, moves, park, park_state
 from .policies import load_policies, scorers_of
@@ -55,13 +57,12 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     stop_ids = load.choose_stop_ids(*both, config.rollout.stop_ids)
     prompts = encoded(problems, config, tokenizer, policy, targets["teacher"])
     learner = learner_of(config, policy, targets, parked, world)
-    follower = follower_of(config, policy, targets["teacher"])
-    writer = copier_of(policy, targets["writer"]) if "writer" in targets else None
-    copies = {name: copy for name, copy in (("teacher", follower), ("writer", writer)) if copy is not None}
+    copies = copies_of(config, policy, targets)
     position, pending = _restore(last[0], learner, copies) if last else (Position(), {})
     if "optimizer" in config.offload:
         park_state(learner.optimizer, policy.device)
-    engines = engines_of(config, policy, targets["teacher"], tokenizer, stop_ids, learner.version, world)
+    where = learner.version, world, out, max(len(prompt.ids) for prompt in prompts)
+    engines = engines_of(config, policy, targets["teacher"], tokenizer, stop_ids, *where)
     return Run(
         config=config,
         out=out,
@@ -150,18 +151,36 @@ def engines_of(
     stop_ids: tuple[int, ...],
     version: int,
     world: World,
+    out: Path,
+    longest: int,
 ) -> Engines:
-    """version: optimiser updates that the student has seen."""
-    student: Engine = HFEngine(policy, config.rollout.batch, guide=teacher)
+    """version: optimiser updates that the student has seen. longest: tokens of the longest prompt."""
     writer: Engine = HFEngine(teacher, config.rollout.batch)
-    if world.size > 1:
-        student, writer = SharedEngine(student, world), SharedEngine(writer, world)
+    writer = SharedEngine(writer, world) if world.size > 1 else writer
+    student = student_engine(config, policy, teacher, out, longest, world)
     student.load(policy, version)
 
     def encode(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     return Engines(student, writer, stop_ids, encode)
+
+
+def student_engine(
+    config: TrainConfig, policy: Policy, teacher: Policy, out: Path, longest: int, world: World
+) -> Engine:
+    """longest: tokens of the longest prompt. Raises InputError for servers that cannot serve this student."""
+    settings, new = config.rollout.engine, config.rollout.max_new_tokens
+    if settings.kind == "hf":
+        own = HFEngine(policy, config.rollout.batch, guide=teacher)
+        return SharedEngine(own, world) if world.size > 1 else own
+
+    def make() -> VLLMEngine:
+        made = served_engine(settings, policy, config.student.path, out)
+        made.check_room(longest, new)
+        return made
+
+    return LedEngine(make, world) if world.size > 1 else make()
 
 
 def parked_scorers(scorers: Mapping[str, Scorer], parked: Mapping[str, Parked]) -> dict[str, Scorer]:

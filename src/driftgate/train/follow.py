@@ -3,7 +3,7 @@
 It moves between steps alone, so that one teacher scores all of a rollout batch and is learned from in all its updates.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,18 +43,17 @@ class Follower:
             teacher.copy_(saved)
 
 
-def follower_of(config: TrainConfig, policy: Policy, teacher: Policy) -> Follower | None:
-    """None for a teacher that stays as it is."""
-    follow = config.teacher.follow
-    return None if follow is None else Follower(*pairs_of(policy, teacher, FOLLOWER), follow.every, follow.ema)
+def copies_of(config: TrainConfig, policy: Policy, targets: Mapping[str, Policy]) -> dict[str, Follower]:
+    """What moves the "teacher", unless it stays as it is, and the "writer", which is copied each time."""
+    follow, found = config.teacher.follow, {}
+    if follow is not None:
+        found["teacher"] = Follower(*_pairs(policy, targets["teacher"], FOLLOWER), follow.every, follow.ema)
+    if "writer" in targets:
+        found["writer"] = Follower(*_pairs(policy, targets["writer"], WRITER), every=1, ema=None)
+    return found
 
 
-def copier_of(policy: Policy, writer: Policy) -> Follower:
-    """Sets the writer's weights to the student's, each time that it is called."""
-    return Follower(*pairs_of(policy, writer, WRITER), every=1, ema=None)
-
-
-def pairs_of(policy: Policy, other: Policy, adapter: str) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def _pairs(policy: Policy, other: Policy, adapter: str) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The parameters of the student and of a model that follows it: another model, or another adapter on its base."""
     if policy.adapters is not None:
         return policy.adapters.parameters(TRAINED), policy.adapters.parameters(adapter)

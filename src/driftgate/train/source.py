@@ -113,7 +113,7 @@ class Overlapped(InTurn):
     def __init__(self, run: Run):
         super().__init__(run)
         self.writings: dict[int, Writing] = {}
-        self.engines = alone(run.engines, run.world.size > 1)
+        self.engines = alone(run.engines)
         self.background = Background(run.world, lambda responses: run.display.advance(responses))
 
     @property

@@ -36,8 +36,7 @@ def overlaps(config: TrainConfig) -> bool:
     """Whether rollouts are written while the student learns: by servers, ahead of the step that needs them, and by the
     student alone."""
     rollout = config.rollout
-    engine = getattr(rollout, "engine", None)  # MERGE
-    return rollout.lag > 0 and engine is not None and engine.kind != "hf" and not rollout.teacher_prefix
+    return rollout.lag > 0 and rollout.engine.kind != "hf" and not rollout.teacher_prefix
 
 
 def _batches(config: TrainConfig, problems: int) -> list[int]:

@@ -12,6 +12,7 @@ from ..data.experience import Experience
 from ..data.prompts import Prompt
 from ..data.response import Response
 from ..data.rollout import Rollout
+from ..rollout.shared import LedEngine
 from .checkpoint import Position
 from .records import make_experience, rollout_metrics, rollout_rows
 from .rollouts import Engines, controller_of, length_limit, other_responses, prompts_of_batch, sample_responses
@@ -113,9 +114,10 @@ def graded(run: Run, prompts: Sequence[Prompt], sampled: Sampled) -> list[dict[s
     return [next(shares[place % size]) for place, group in enumerate(sampled) for _ in group]
 
 
-def alone(engines: Engines, several: bool) -> Engines:
-    """The engines, where one of several ranks uses the student's for all of them."""
-    return replace(engines, student=engines.student.engine) if several else engines  # type: ignore[attr-defined]
+def alone(engines: Engines) -> Engines:
+    """The engines, where rank 0 uses the student's for all ranks."""
+    led = engines.student
+    return replace(engines, student=led.engine) if isinstance(led, LedEngine) and led.made else engines
 
 
 @contextmanager
