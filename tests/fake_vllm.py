@@ -17,18 +17,7 @@ from driftgate.models.policy import Policy
 from driftgate.rollout.engine import Request, Sampling
 from driftgate.rollout.hf import HFEngine
 
-DEV = (
-    "/pause",
-    "/resume",
-    "/is_paused",
-    "/start_",
-    "/update_",
-    "/finish_",
-    "/init_",
-    "/weight_info",
-    "/abort_",
-    "/collective_rpc",
-)
+DEV = ("/pause", "/resume", "/is_", "/start_", "/update_", "/finish_", "/init_", "/weight_", "/abort_", "/collective_")
 
 
 class FakeVLLM:
