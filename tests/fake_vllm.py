@@ -3,10 +3,13 @@
 import base64
 import io
 import json
+import os
 import socket
+import sys
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -284,3 +287,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+def main(words):
+    """As a process of its own, with the words of vLLM's command line, and --pid FILE."""
+    if "--pid" in words:
+        Path(words[words.index("--pid") + 1]).write_text(str(os.getpid()))
+    fake = FakeVLLM(words[words.index("--model") + 1])
+    fake.port = int(words[words.index("--port") + 1])
+    fake.start()
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,18 +1,14 @@
 """Rollouts by servers of vLLM: weights that arrive and are probed, what is refused, and runs that lose a server."""
 
-import copy
-import json
-
 import pytest
 import torch
 from conftest import make_model
 from fake_vllm import FakeVLLM, logprobs_of
 from rich.console import Console
 from safetensors.torch import load_file
-from test_resume import outcome, stop_after
 
 from driftgate.config.engine import VLLMSettings
-from driftgate.errors import InputError, RunError
+from driftgate.errors import InputError
 from driftgate.models.load import load_model
 from driftgate.models.policy import Policy
 from driftgate.recipe import check_config
@@ -21,8 +17,6 @@ from driftgate.rollout.engine import Request, Sampling
 from driftgate.rollout.vllm_server import VLLMEngine
 from driftgate.serving import vllm_api
 from driftgate.serving.client import Limits, ServerError
-from driftgate.stop import Stopped
-from driftgate.train.command import run
 
 QUIET, CPU = Console(quiet=True), torch.device("cpu")
 REQUESTS = [Request((5, 6, 7), (("a", 0), ("a", 1))), Request((8, 9), (("b", 0),))]
@@ -274,74 +268,6 @@ def test_bad_settings(settings, changes, said):
         )
 
 
-# runs
-
-
-@pytest.fixture
-def served(settings, fake):
-    changed = copy.deepcopy(settings)
-    changed["rollout"] |= {
-        "engine": {"kind": "vllm", "urls": [fake.url]},
-        "max_new_tokens": 16,
-        "allow_truncated": True,
-    }
-    return changed
-
-
-@pytest.fixture(scope="module")
-def state():
-    """Shared by the tests of this file: the run that nothing happened to."""
-    return {}
-
-
-@pytest.fixture
-def whole(served, state, tmp_path_factory):
-    if "whole" not in state:
-        out = tmp_path_factory.mktemp("whole")
-        run(check_config(served), out, QUIET)
-        state["whole"] = out
-    return state["whole"]
-
-
-def assert_same(one, other):
-    one, other = outcome(one), outcome(other)
-    assert one[1] == other[1]
-    assert all(torch.equal(one[2][name], other[2][name]) for name in one[2])
-
-
-def metrics_of(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_a_run_on_a_server(whole):
-    rows = metrics_of(whole)
-    assert sum(row["kind"] == "rollout" for row in rows) == 3
-    updates = [row for row in rows if "mismatch_mean" in row]
-    assert updates
-    assert max(row["mismatch_mean"] for row in updates) < 1e-5
-
-
-@pytest.mark.parametrize("updates", [1, 4])
-def test_a_stopped_run_goes_on_to_the_same_bits(served, whole, fake, tmp_path, updates, monkeypatch):
-    config = check_config(served)
-    stop_after(monkeypatch, updates)
-    with pytest.raises(Stopped):
-        run(config, tmp_path / "cut", QUIET)
-    fake.die()
-    fake.start()
-    run(config, tmp_path / "cut", QUIET)
-    assert_same(whole, tmp_path / "cut")
-
-
-def test_a_server_that_dies_in_a_rollout_changes_nothing(served, whole, pair, tmp_path):
-    with FakeVLLM(pair[0]) as other:
-        served["rollout"]["engine"]["urls"].append(other.url)
-        other.die_after = 6
-        run(check_config(served), tmp_path / "two", QUIET)
-        assert other.http is None
-    assert_same(whole, tmp_path / "two")
-
-
 def test_a_server_that_was_restarted_is_synced_and_probed_before_use(fake, policy, tmp_path):
     engine = engine_of(fake, policy, tmp_path)
     engine.load(policy, 3)
@@ -361,30 +287,3 @@ def test_a_restarted_server_that_comes_back_wrong_ends_the_rollout(fake, policy,
     fake.fault = "stale"
     with pytest.raises(ServerError, match="after the sync prompt log-probabilities differ"):
         engine.generate(REQUESTS, HOW)
-
-
-def test_without_a_server_the_run_stops_with_a_checkpoint_and_goes_on(served, whole, fake, tmp_path):
-    served["rollout"]["engine"]["patience"] = 0.2
-    config = check_config(served)
-    fake.die_after = 4 + 12 + 3 + 5  # probes, the answers of a step, probes, some answers
-    with pytest.raises(RunError, match=r"no server is left of .* stopped; the last checkpoint is .*step-000001"):
-        run(config, tmp_path / "cut", QUIET)
-    fake.start()
-    run(config, tmp_path / "cut", QUIET)
-    assert_same(whole, tmp_path / "cut")
-
-
-def test_servers_may_change_in_a_resumed_run_and_the_kind_may_not(served, settings, fake, pair, tmp_path):
-    run(check_config(served | {"steps": 1}), tmp_path, QUIET)
-    with FakeVLLM(pair[0]) as other:
-        served["rollout"]["engine"]["urls"] = [other.url]
-        run(check_config(served | {"steps": 2}), tmp_path, QUIET)
-    with pytest.raises(InputError, match="holds a run with other settings: rollout"):
-        run(check_config(settings), tmp_path, QUIET)
-
-
-def test_a_context_that_is_too_short_is_refused_before_the_run(served, fake, tmp_path):
-    fake.context = 24
-    with pytest.raises(InputError, match="its context is 24 tokens, but a prompt of 10 and an answer of 16 need 26"):
-        run(check_config(served), tmp_path / "run", QUIET)
-    assert not (tmp_path / "run").exists() or not fake.count("/update_weights")
