@@ -8,6 +8,7 @@ from ..config import ModelSettings, StudentSettings
 from ..evaluate.batch import EXAM_CACHE_SHARE, EXAM_ROWS_LIMIT
 from ..method.head import CHUNK
 from ..rollout.cache import GROWTH
+from ..train.timetable import overlaps
 from .adapters import ADAPTER_WIDTH
 from .gpus import Gpu
 from .precision import NUMBER_BYTES, product_width, weight_width

@@ -61,8 +61,9 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     position, pending = _restore(last[0], learner, copies) if last else (Position(), {})
     if "optimizer" in config.offload:
         park_state(learner.optimizer, policy.device)
-    where = learner.version, world, out, max(len(prompt.ids) for prompt in prompts)
-    engines = engines_of(config, policy, targets["teacher"], tokenizer, stop_ids, *where)
+    student = student_engine(config, policy, targets["teacher"], out, prompts, world)
+    student.load(policy, learner.version)
+    engines = engines_of(config, student, targets["teacher"], tokenizer, stop_ids, world)
     return Run(
         config=config,
         out=out,
@@ -73,7 +74,6 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         engines=parked_engines(config, engines, parked.get("teacher")),
         learner=learner,
         prompts=prompts,
-        # a pass over the whole vocabulary, which other weights have no use for
         newline_ids=newline_ids(tokenizer, policy.vocabulary_size if reads_newlines(config) else 0),
         grader=Grader(),
         position=position,
@@ -145,20 +145,14 @@ def learner_of(
 
 def engines_of(
     config: TrainConfig,
-    policy: Policy,
+    student: Engine,
     teacher: Policy,
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: tuple[int, ...],
-    version: int,
     world: World,
-    out: Path,
-    longest: int,
 ) -> Engines:
-    """version: optimiser updates that the student has seen. longest: tokens of the longest prompt."""
     writer: Engine = HFEngine(teacher, config.rollout.batch)
     writer = SharedEngine(writer, world) if world.size > 1 else writer
-    student = student_engine(config, policy, teacher, out, longest, world)
-    student.load(policy, version)
 
     def encode(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -167,9 +161,9 @@ def engines_of(
 
 
 def student_engine(
-    config: TrainConfig, policy: Policy, teacher: Policy, out: Path, longest: int, world: World
+    config: TrainConfig, policy: Policy, teacher: Policy, out: Path, prompts: Sequence[Prompt], world: World
 ) -> Engine:
-    """longest: tokens of the longest prompt. Raises InputError for servers that cannot serve this student."""
+    """Not loaded yet. Raises InputError for servers that cannot serve this student."""
     settings, new = config.rollout.engine, config.rollout.max_new_tokens
     if settings.kind == "hf":
         own = HFEngine(policy, config.rollout.batch, guide=teacher)
@@ -177,7 +171,7 @@ def student_engine(
 
     def make() -> VLLMEngine:
         made = served_engine(settings, policy, config.student.path, out)
-        made.check_room(longest, new)
+        made.check_room(max(len(prompt.ids) for prompt in prompts), new)
         return made
 
     return LedEngine(make, world) if world.size > 1 else make()
@@ -197,7 +191,7 @@ def parked_engines(config: TrainConfig, engines: Engines, teacher: Parked | None
 
 
 def newline_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
-    """bool [V]: token ids whose text contains a newline."""
+    """bool [V]: token ids whose text contains a newline. size: V; 0 where no weight asks, to spare a pass over it."""
     texts = tokenizer.batch_decode([[i] for i in range(min(size, len(tokenizer)))])
     table = torch.zeros(size, dtype=torch.bool)
     table[: len(texts)] = torch.tensor(["\n" in text for text in texts])
