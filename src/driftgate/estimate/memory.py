@@ -165,8 +165,8 @@ def _gathered(work: Workload, shape: Shape, settings: ModelSettings) -> dict[str
 
 
 def _decoding_copies(work: Workload) -> dict[str, float]:
-    """Copies of the models that write, or are sent to servers: cast to the type of their products, whole where the live weights are sharded,
-    with the adapters merged where there are some."""
+    """Copies of the models that write, or are sent to servers: cast to the type of their products, whole where the live
+    weights are sharded, with the adapters merged where there are some."""
     config = work.config
     copy = _decoding_copy(work, work.student, config.student)
     if work.adapters:
