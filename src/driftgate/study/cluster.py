@@ -113,8 +113,8 @@ class Place:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that results depend on, by name."""
-    return {name: metadata.version(name) for name in PACKAGES}
+    """Of the packages that results depend on, by name; without the kind of build, such as +cpu."""
+    return {name: metadata.version(name).partition("+")[0] for name in PACKAGES}
 
 
 @contextmanager
@@ -141,14 +141,11 @@ def check_nodes(ray: Any, place: Place, cpus: int, gpus: int) -> None:
         raise InputError(f"--on ray: no node of the cluster has {needs}, which a run takes; add one, or lower threads")
     ask = ray.remote(num_cpus=0, max_retries=0)(Place.problem)
     where = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-    asked = {
-        node["NodeManagerHostname"]: ask.options(scheduling_strategy=where(node["NodeID"], soft=False)).remote(place)
-        for node in fit
-    }
-    for name, answer in asked.items():
+    asked = [ask.options(scheduling_strategy=where(node["NodeID"], soft=False)).remote(place) for node in fit]
+    for node, answer in zip(fit, asked):
         problem = _answer(ray, answer)
         if problem:
-            raise InputError(f"--on ray: node {name} {problem}")
+            raise InputError(f"--on ray: node {node['NodeManagerHostname']} {problem}")
 
 
 def _answer(ray: Any, answer: Any) -> str:
