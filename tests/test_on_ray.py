@@ -1,4 +1,4 @@
-"""Studies on a real Ray cluster: two nodes of one processor each, simulated on this machine. `make test-ray` runs it."""
+"""Studies on a real Ray cluster: two simulated nodes of one processor each. `make test-ray` runs them."""
 
 import json
 import os
@@ -157,13 +157,14 @@ def test_what_a_job_raises_and_what_a_node_lacks_is_said(tmp_path, on_ray, monke
         workers.wait()
     with pytest.raises(InputError, match="no node of the cluster has 2 CPUs"):
         RayWorkers(QUIET, 2, tmp_path, cpus=2)
-    monkeypatch.setattr(cluster_module, "versions", lambda: {"torch": "1.0"})
-    with pytest.raises(InputError, match=r"--on ray: node \S+ "):
+    mine = cluster_module.versions()
+    monkeypatch.setattr(cluster_module, "versions", lambda: mine | {"torch": "1.0"})
+    with pytest.raises(InputError, match=rf"--on ray: node \S+ has torch {mine['torch']}, but here are .*torch 1.0"):
         RayWorkers(QUIET, 2, tmp_path)
 
 
 def test_an_address_without_a_cluster_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster_module, "REACH", 6.0)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(InputError, match="RAY_ADDRESS = 127.0.0.1:1: no cluster answers there; check host and port"):
+    with pytest.raises(InputError, match=r"RAY_ADDRESS = 127\.0\.0\.1:1: no cluster answers there"):
         RayWorkers(QUIET, 1, tmp_path)

@@ -19,7 +19,7 @@ from ..errors import InputError
 
 PACKAGES = ("driftgate", "torch", "transformers", "numpy")
 """What a node must have in the same versions: another one may give other numbers."""
-REACH, ANSWER = 30.0, 120.0
+REACH, ANSWER = 60.0, 120.0
 """Seconds: to reach the cluster; for a node to answer, a first import of torch from a slow disk included."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
