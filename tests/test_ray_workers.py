@@ -123,7 +123,7 @@ def place(tmp_path):
 def test_a_node_that_differs_says_how(place, change, said):
     assert place.problem() == ""
     other = dataclasses.replace(place, **change)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=rf"--on ray: node \S+ {said}"):
         other.enter()
     with pytest.raises(InputError, match=f"node one {said}"):
         cluster.check_nodes(FakeRay(), other, 1, 0)

@@ -5,6 +5,7 @@ Made for ray 2.60.
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -94,7 +95,7 @@ class Place:
         """Go to the folder of the command. Raises InputError on a node that does not see the same files."""
         problem = self.problem()
         if problem:
-            raise InputError(problem)
+            raise InputError(f"--on ray: node {socket.gethostname()} {problem}")
         os.chdir(self.folder)
 
     def problem(self) -> str:
