@@ -104,9 +104,7 @@ def evaluate(
     ] = None,
     compute: Annotated[str | None, typer.Option(help="bfloat16 for matrix products. Default: as --dtype.")] = None,
     device: str = "auto",
-    server: Annotated[
-        list[str] | None, typer.Option(help="A vLLM server that writes the samples, see docs/servers.md. Repeat.")
-    ] = None,
+    server: Annotated[list[str] | None, typer.Option(help="A vLLM server that writes the samples. Repeat.")] = None,
 ) -> None:
     """pass@k, avg@n and maj@k of a model, with 95 % intervals over problems; the same command resumes after a stop."""
     from .config.exam import ExamSettings
