@@ -125,7 +125,7 @@ def test_weights_arrive_inside_a_pause(fake, policy, tmp_path):
             r"prompt log-probabilities differ by .* nats .* allowed are 0\.001 .* has other weights, or computes",
         ),
         ("head", r"prompt log-probabilities differ"),
-        ("cache", r"a decoded token behind a cached prompt differ by .* a cache of prompts by older weights has surv"),
+        ("cache", r"a token decoded behind a cached prompt differs by .* a cache of prompts by older weights has surv"),
         ("version", r"it says that its weights are 'default', not '\w+-1'; start it again, and let no other run use"),
     ],
 )

@@ -107,7 +107,10 @@ class VLLMEngine:
                     raise error
 
     def close(self) -> None:
-        """End the server that was started for this engine."""
+        """End the server that was started for this engine, and remove the file of weights."""
+        self.file.unlink(missing_ok=True)
+        with suppress(OSError):  # others may keep something there
+            self.folder.rmdir()
         if self.started is not None:
             self.started.close()
 

@@ -94,9 +94,11 @@ def run_study(
     runs = runs or out / "runs"
     jobs = list(jobs_of(study, configs, runs))
     check(jobs)
+    count = workers or (len(jobs) if on else torch.cuda.device_count() or os.cpu_count() or 1)
+    check_servers(jobs, count)
     out.mkdir(parents=True, exist_ok=True)
     with lock(out):
-        failed = run_jobs(jobs, console, lambda left: executor_of(left, console, workers, runs, on), out)
+        failed = run_jobs(jobs, console, lambda left: executor_of(left, console, count, runs, on), out)
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         summary = summary_of(path.stem, study, configs, runs, command, seconds_spent(out))
         replace_file(out / "summary.json", json_rows(summary) + "\n")
@@ -132,6 +134,17 @@ def check(jobs: Sequence[Job]) -> None:
         _check_folder(job)
 
 
+def check_servers(jobs: Sequence[Job], workers: int) -> None:
+    """Raises InputError where several runs at a time would give their weights to the same servers."""
+    for job in jobs:
+        for setting, engine in (("rollout.engine", job.config.rollout.engine), ("exam.engine", job.exam.engine)):
+            if workers > 1 and engine.kind == "vllm" and engine.urls:
+                raise InputError(
+                    f"{setting}.urls = {', '.join(engine.urls)} with {workers} runs at a time, which would overwrite "
+                    f"each other's weights; give --workers 1, or {setting}.start={{}} for a server of each run's own"
+                )
+
+
 def _check_folder(job: Job) -> None:
     """Raises InputError where it holds a run or an examination of something else."""
     before = config_of(job.folder) if job.trained else None
@@ -143,7 +156,8 @@ def _check_folder(job: Job) -> None:
                 f"another --runs or --out, or remove the folder"
             )
     done = _done(job)
-    steps = len(read_metrics(job.folder, "rollout")) if done and job.trained else job.config.steps
+    updates = read_metrics(job.folder, "update") if done and job.trained else None
+    steps = job.config.steps if updates is None else len({line["step"] for line in updates})
     if steps < job.config.steps:
         raise InputError(
             f"{job.folder}: is marked as finished, but its metrics.jsonl ends after {steps} of {job.config.steps} "
@@ -199,16 +213,15 @@ def run_jobs(
     return failed
 
 
-def executor_of(jobs: Sequence[Job], console: Console, count: int | None, runs: Path, on: str | None) -> Executor:
-    """Where the jobs run, so many at a time. Raises InputError for a cluster that cannot run them."""
+def executor_of(jobs: Sequence[Job], console: Console, count: int, runs: Path, on: str | None) -> Executor:
+    """Where the jobs run, at most so many at a time. Raises InputError for a cluster that cannot run them."""
     if on is None:
-        count = count or torch.cuda.device_count() or os.cpu_count() or 1
         return Workers(console, min(count, len(jobs)))
     from .ray_workers import RayWorkers
 
     threads = max(job.config.threads or 1 for job in jobs)
     gpu = any(job.config.device != "cpu" for job in jobs)
-    return RayWorkers(console, count or len(jobs), runs, threads, gpu)
+    return RayWorkers(console, min(count, len(jobs)), runs, threads, gpu)
 
 
 def run_job(job: Job, advance: Advance) -> str | None:
@@ -256,7 +269,7 @@ def _done(job: Job) -> dict[str, Any]:
 
 
 def _as_json(exam: ExamSettings) -> Any:
-    return exam.model_dump(mode="json")
+    return exam.described()
 
 
 @contextmanager
