@@ -1,6 +1,6 @@
 """Everything that a run needs, loaded and checked before any compute is spent; restored where there is a checkpoint."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import TrainConfig
 from ..data.experience import Experience
-from ..data.prompts import Problem, Prompt, encode_prompts, load_problems
+from ..data.prompts import load_problems
 from ..errors import InputError
 from ..models import load
 from ..models.identity import fingerprint
@@ -29,8 +29,9 @@ from .determinism import prepare_torch
 from .follow import Follower, follower_of
 from .learner import Learner
 from .offload import Parked, ParkedEngine, ParkedScorer, moves, park, park_state
-from .policies import load_policies, scorers_of
+from .policies import load_policies, routed, scorers_of
 from .rollouts import Engines
+from .routing import check_routes, encoded
 from .run import Run
 from .scoring import check_scorers
 
@@ -41,25 +42,26 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     device = prepare_torch(config)
     check_ranks(config, world)
     tokenizer = load.load_tokenizer(config.student, "student")
-    teacher_tokenizer = load.load_tokenizer(config.teacher_model, "teacher")
-    load.check_vocabularies(tokenizer, teacher_tokenizer)
-    problems = load_problems(config.prompts)
+    theirs = teachers_tokenizers(config, tokenizer)
+    problems = load_problems(config.prompts, routed=bool(config.teachers))
     check_problems(problems, config)
+    check_routes(problems, config)
     last = world.share(checkpoint.all_checkpoints(out / "checkpoints")[-1:])[0]
     model = last[0] / "model" if last else None
     policy, targets, fingerprints = loaded_policies(config, model, tokenizer, device, world)
     parked = park(config, policy, targets) if world.size == 1 else {}
-    scorers = parked_scorers(scorers_of(config, policy, targets, world), parked)
+    scorers = routed(config, parked_scorers(scorers_of(config, policy, targets, world), parked))
     check_scorers(config, scorers)
-    both = (policy.model, tokenizer), (targets["teacher"].model, teacher_tokenizer)
-    stop_ids = load.choose_stop_ids(*both, config.rollout.stop_ids)
-    prompts = encoded(problems, config, tokenizer, policy, targets["teacher"])
+    teachers = {role: (targets[role].model, each) for role, each in theirs.items()}
+    stop_ids = load.choose_stop_ids((policy.model, tokenizer), teachers, config.rollout.stop_ids)
+    contexts = {role: load.context_length(model) for role, (model, _) in teachers.items()}
+    prompts = encoded(problems, config, tokenizer, load.context_length(policy.model), contexts)
     learner = learner_of(config, policy, targets, parked, world)
-    follower = follower_of(config, policy, targets["teacher"])
+    follower = follower_of(config, policy, targets.get("teacher"))
     position, pending = _restore(last[0], learner, follower) if last else (Position(), {})
     if "optimizer" in config.offload:
         park_state(learner.optimizer, policy.device)
-    engines = engines_of(config, policy, targets["teacher"], tokenizer, stop_ids, learner.version, world)
+    engines = engines_of(config, policy, targets.get("teacher"), tokenizer, stop_ids, learner.version, world)
     return Run(
         config=config,
         out=out,
@@ -88,16 +90,28 @@ def loaded_policies(
     checkpoint's."""
     loaded_on = device if world.size == 1 else torch.device("cpu")  # the shards alone go to the device
     policy, targets = load_policies(config, model, loaded_on)
-    fingerprints = fingerprints_of(policy, targets["teacher"], tokenizer) if world.rank == 0 else {}
+    teachers = {role: targets[role] for role in config.teacher_roles}
+    fingerprints = fingerprints_of(policy, teachers, tokenizer) if world.rank == 0 else {}
     if world.size > 1:
         shard_policies(config, policy, targets, device)
     return policy, targets, fingerprints
 
 
-def fingerprints_of(policy: Policy, teacher: Policy, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def teachers_tokenizers(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, PreTrainedTokenizerBase]:
+    """Each teacher's, by its role. Raises InputError for a vocabulary that is not the student's."""
+    found = {role: load.load_tokenizer(config.teacher_model(role), role) for role in config.teacher_roles}
+    for role, theirs in found.items():
+        load.check_vocabularies(tokenizer, theirs, role)
+    return found
+
+
+def fingerprints_of(
+    policy: Policy, teachers: Mapping[str, Policy], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, str]:
     """SHA-256 of the student, of the frozen base of its adapters, which a checkpoint does not hold, and of the
-    teacher."""
-    found = {"student": fingerprint(policy, tokenizer), "teacher": fingerprint(teacher, tokenizer)}
+    teachers."""
+    found = {"student": fingerprint(policy, tokenizer)}
+    found |= {role: fingerprint(teacher, tokenizer) for role, teacher in teachers.items()}
     if policy.adapters is not None:
         found["base"] = fingerprint(AdapterView(policy, None), tokenizer)
     return found
@@ -118,19 +132,6 @@ def shard_policies(config: TrainConfig, policy: Policy, targets: dict[str, Polic
             shard(target, mesh, keep_head=name in read, offload=waits)
 
 
-def encoded(
-    problems: Sequence[Problem],
-    config: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    policy: Policy,
-    teacher: Policy,
-) -> list[Prompt]:
-    """The problems as token ids. Raises InputError for a prompt that leaves its response no room."""
-    contexts = {"context": load.context_length(policy.model), "teacher_context": load.context_length(teacher.model)}
-    new, template = config.rollout.max_new_tokens, config.teacher.context
-    return encode_prompts(problems, tokenizer, config.prompts, new, teacher_template=template, **contexts)
-
-
 def learner_of(
     config: TrainConfig, policy: Policy, targets: Mapping[str, Policy], parked: Mapping[str, Parked], world: World
 ) -> Learner:
@@ -143,17 +144,18 @@ def learner_of(
 def engines_of(
     config: TrainConfig,
     policy: Policy,
-    teacher: Policy,
+    teacher: Policy | None,
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: tuple[int, ...],
     version: int,
     world: World,
 ) -> Engines:
-    """version: optimiser updates that the student has seen."""
+    """teacher: None where there is not one that can write. version: optimiser updates that the student has seen."""
     student: Engine = HFEngine(policy, config.rollout.batch, guide=teacher)
-    writer: Engine = HFEngine(teacher, config.rollout.batch)
+    writer: Engine | None = HFEngine(teacher, config.rollout.batch) if teacher is not None else None
     if world.size > 1:
-        student, writer = SharedEngine(student, world), SharedEngine(writer, world)
+        student = SharedEngine(student, world)
+        writer = SharedEngine(writer, world) if writer is not None else None
     student.load(policy, version)
 
     def encode(text: str) -> tuple[int, ...]:
@@ -169,7 +171,7 @@ def parked_scorers(scorers: Mapping[str, Scorer], parked: Mapping[str, Parked]) 
 
 def parked_engines(config: TrainConfig, engines: Engines, teacher: Parked | None) -> Engines:
     """The engines, where the teacher waits in the computer's memory: it comes to write, or to guide the student."""
-    if teacher is None:
+    if teacher is None or engines.teacher is None:
         return engines
     student = ParkedEngine(engines.student, teacher) if config.rollout.kl_budget else engines.student
     return replace(engines, student=student, teacher=ParkedEngine(engines.teacher, teacher))

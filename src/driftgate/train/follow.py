@@ -43,10 +43,10 @@ class Follower:
             teacher.copy_(saved)
 
 
-def follower_of(config: TrainConfig, policy: Policy, teacher: Policy) -> Follower | None:
-    """None for a teacher that stays as it is."""
-    follow = config.teacher.follow
-    if follow is None:
+def follower_of(config: TrainConfig, policy: Policy, teacher: Policy | None) -> Follower | None:
+    """None for a teacher that stays as it is. teacher: None where there is not one for all problems."""
+    follow = config.teacher.follow if config.teacher is not None else None
+    if follow is None or teacher is None:
         return None
     if policy.adapters is not None:
         pairs = policy.adapters.parameters(TRAINED), policy.adapters.parameters(FOLLOWER)

@@ -1,5 +1,6 @@
 """The models of a run: the student, those it is compared with, and the scorers that they make."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from ..models import load, lora
 from ..models.policy import Policy, check_head
 from ..models.views import AdapterView
 from ..scorers.local import LocalScorer
+from ..scorers.routed import RoutedScorer
+from ..scorers.scorer import Scorer
 from ..world import World
 from .checks import check_supports, needs_initial
 
@@ -19,16 +22,19 @@ from .checks import check_supports, needs_initial
 def load_policies(
     config: TrainConfig, checkpoint_model: Path | None, device: torch.device
 ) -> tuple[Policy, dict[str, Policy]]:
-    """The student, from a checkpoint where there is one, and those it is compared with: "teacher" and, where a term
-    asks for it, "initial"; all cut to the vocabulary that they share. Raises InputError."""
+    """The student, from a checkpoint where there is one, and those it is compared with: its teachers
+    (`TrainConfig.teacher_roles`) and, where a term asks for it, "initial"; all cut to the vocabulary that they share.
+    Raises InputError."""
     policy = _student(config, checkpoint_model, device)
-    targets = {"teacher": _teacher(config, policy, device)}
+    targets = {role: _teacher(config, role, policy, device) for role in config.teacher_roles}
     check_head(policy, "student", config.student.path)
-    check_head(targets["teacher"], "teacher", config.teacher.path)
+    for role, target in targets.items():
+        check_head(target, role, config.teacher_roles[role].path)
     if needs_initial(config):
         targets["initial"] = _initial(config, policy, device)
-    vocabulary = min(policy.vocabulary_size, targets["teacher"].vocabulary_size)
-    for each in (policy, *targets.values()):
+    every = [policy, *targets.values()]
+    vocabulary = min(each.vocabulary_size for each in every)
+    for each in every:
         each.vocabulary = vocabulary
     for target in targets.values():
         target.requires_grad_(False)
@@ -51,12 +57,13 @@ def _student(config: TrainConfig, checkpoint_model: Path | None, device: torch.d
     return Policy(model, settings.compute, adapters)
 
 
-def _teacher(config: TrainConfig, policy: Policy, device: torch.device) -> Policy:
+def _teacher(config: TrainConfig, role: str, policy: Policy, device: torch.device) -> Policy:
     """Another model; or the student itself as it began, which may then follow the student (see `follow`)."""
-    if config.teacher.path != STUDENT or policy.adapters is None:
-        settings = config.teacher_model
-        return Policy(load.load_model(settings, "teacher", device), settings.compute)
-    if config.teacher.follow is None:
+    given = config.teacher_roles[role]
+    if given.path != STUDENT or policy.adapters is None:
+        settings = config.teacher_model(role)
+        return Policy(load.load_model(settings, role, device), settings.compute)
+    if given.follow is None:
         return AdapterView(policy, None)
     policy.adapters.add_follower(config.seed)
     return AdapterView(policy, lora.FOLLOWER)
@@ -81,7 +88,15 @@ def enable_checkpointing(policy: Policy) -> None:
 
 
 def scorers_of(config: TrainConfig, policy: Policy, targets: dict[str, Policy], world: World) -> dict[str, LocalScorer]:
-    """The student under "behaviour", and the targets. Only the teacher sees prompts of its own."""
+    """The student under "behaviour", and the targets. Only the teachers see prompts of their own."""
     how = config.microbatch_tokens, config.rollout.temperature
-    scorers = {name: LocalScorer(each, *how, name == "teacher", world) for name, each in targets.items()}
+    scorers = {name: LocalScorer(each, *how, name != "initial", world) for name, each in targets.items()}
     return {"behaviour": LocalScorer(policy, *how, world=world), **scorers}
+
+
+def routed(config: TrainConfig, scorers: Mapping[str, Scorer]) -> dict[str, Scorer]:
+    """The same, with one scorer under "teacher" in place of several teachers' own."""
+    if not config.teachers:
+        return dict(scorers)
+    kept = {name: scorer for name, scorer in scorers.items() if name not in config.teacher_roles}
+    return kept | {"teacher": RoutedScorer([scorers[role] for role in config.teacher_roles])}

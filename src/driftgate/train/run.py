@@ -27,6 +27,7 @@ from .learner import Learner
 from .portions import Batch, ScheduledUpdate
 from .records import distances
 from .rollouts import Engines, controller_after, controller_of
+from .routing import gaps_by_teacher
 from .source import Lockstep, Source
 from .trackers import Metrics
 
@@ -41,10 +42,10 @@ class Run:
     policy: Policy
     """The student."""
     targets: dict[str, Policy]
-    """"teacher" and, where a term is held to it, "initial"."""
+    """"teacher", or several under "teachers.NAME"; and, where a term is held to it, "initial"."""
     tokenizer: PreTrainedTokenizerBase
     scorers: Mapping[str, Scorer]
-    """"behaviour" (the student) and the targets."""
+    """"behaviour" (the student), "teacher" and, where a term is held to it, "initial"."""
     engines: Engines
     learner: Learner
     prompts: Sequence[Prompt]
@@ -55,7 +56,7 @@ class Run:
     pending: dict[str, Experience] = field(default_factory=dict)
     """The rollout batch of a step that was interrupted, by whose responses they are; empty between steps."""
     fingerprints: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of "student" and "teacher" as the session found them; on rank 0 alone."""
+    """SHA-256 of the student and its teachers as the session found them; on rank 0 alone."""
     follower: Follower | None = None
     """Moves the teacher after the student; None for a teacher that stays as it is."""
     world: World = field(default_factory=Alone)
@@ -85,7 +86,7 @@ class Run:
     def track(self, update: ScheduledUpdate, metrics: dict[str, float], batch: Batch) -> None:
         """Write an update's metrics down and move on behind it."""
         if update.number == 0:
-            metrics = metrics | distances(batch.student)
+            metrics = metrics | distances(batch.student) | gaps_by_teacher(self.config, batch.student)
         self.metrics.log("update", **update.place, **metrics)
         self.latest = metrics
         self.position.update = update.number + 1
