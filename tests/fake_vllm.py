@@ -17,7 +17,18 @@ from driftgate.models.policy import Policy
 from driftgate.rollout.engine import Request, Sampling
 from driftgate.rollout.hf import HFEngine
 
-DEV = ("/pause", "/resume", "/is_paused", "/start_", "/update_", "/finish_", "/init_", "/weight_info", "/abort_")
+DEV = (
+    "/pause",
+    "/resume",
+    "/is_paused",
+    "/start_",
+    "/update_",
+    "/finish_",
+    "/init_",
+    "/weight_info",
+    "/abort_",
+    "/collective_rpc",
+)
 
 
 class FakeVLLM:
@@ -31,7 +42,7 @@ class FakeVLLM:
 
     def __init__(self, folder, context=256, version="0.32.0", dev_mode=True, chosen=True):
         self.folder, self.context, self.version = folder, context, version
-        self.dev_mode, self.chosen = dev_mode, chosen
+        self.dev_mode, self.chosen, self.extension = dev_mode, chosen, True
         self.fault, self.fault_path = None, ""
         self.die_after = None
         """Generate requests until it dies in the middle of the next one."""
@@ -138,6 +149,13 @@ class FakeVLLM:
 
     def on_init_weight_transfer_engine(self, body):
         return 200, {"message": "Weight transfer initialized"}
+
+    def on_collective_rpc(self, body):
+        if not self.extension:
+            return 500, {"error": {"message": "Call to collective_rpc method failed: no attribute 'driftgate_model'"}}
+        config = self.model.config
+        names = "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings"
+        return 200, {"results": [{name: getattr(config, name) for name in names}]}
 
     def on_start_weight_update(self, body):
         if self.updating:

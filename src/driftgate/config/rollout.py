@@ -6,6 +6,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ..horizon import share
 from ..settings import NonNegativeFloat, Settings, Share
+from .engine import EngineSettings, HFSettings
 
 
 class Horizon(Settings):
@@ -37,6 +38,8 @@ class Horizon(Settings):
 
 
 class RolloutSettings(Settings):
+    engine: EngineSettings = HFSettings()
+    """What writes the student's responses."""
     samples: PositiveInt = 8
     """Responses per prompt."""
     max_new_tokens: PositiveInt = 16384
@@ -65,6 +68,15 @@ class RolloutSettings(Settings):
     2605.31159); 0 samples from the student."""
     kl_budget_steps: PositiveInt | None = None
     """Steps over which the budget falls linearly to 0; null keeps it."""
+
+    @model_validator(mode="after")
+    def _servers_know_no_teacher(self) -> "RolloutSettings":
+        if self.engine.kind == "vllm" and self.kl_budget:
+            raise ValueError(
+                f"kl_budget = {self.kl_budget} with engine.kind = vllm: a server draws from the student alone; set "
+                f"kl_budget=0, or engine=hf"
+            )
+        return self
 
     @model_validator(mode="after")
     def _horizon_fits(self) -> "RolloutSettings":

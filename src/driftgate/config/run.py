@@ -132,6 +132,15 @@ class TrainConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _servers_get_plain_weights(self) -> "TrainConfig":
+        if self.rollout.engine.kind == "vllm" and self.student.quantise:
+            raise ValueError(
+                f"student.quantise = {self.student.quantise} with rollout.engine.kind = vllm: an adapter is not merged "
+                f"into a 4-bit base, so it cannot be sent; set student.quantise=null, or rollout.engine=hf"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _pruned_lengths(self) -> "TrainConfig":
         name = self.rollout.horizon.unpruned_by if self.rollout.horizon else None
         if name is None:

@@ -55,6 +55,14 @@ def save_layers(policy: Policy, tokenizer: PreTrainedTokenizerBase, folder: Path
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+def plain_weights(policy: Policy) -> dict[str, Tensor]:
+    """Every tensor of a saved model as it would be decoded with, whole, adapters merged, by its Hugging Face name; of
+    tied ones the first. Not copied where the live ones will do. Every rank has to call this."""
+    model: Any = policy.for_decoding()
+    whole = {name: value.detach() for name, value in model.named_parameters()} | persistent_buffers(model)
+    return revert_weight_conversion(model, whole)
+
+
 def _write(tensors: dict[str, Tensor], file: Path) -> dict[str, int]:
     """Returns bytes by name and keeps no tensor, so that they are gone before the next ones are read."""
     save_file({name: value.contiguous() for name, value in tensors.items()}, file, metadata={"format": "pt"})

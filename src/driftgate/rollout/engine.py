@@ -38,6 +38,9 @@ class Sampling:
 class Engine(Protocol):
     """Samples responses from a model."""
 
+    concurrent: bool
+    """Whether `generate` may run in a thread while the student trains: it uses neither the policy nor the ranks."""
+
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, advance: Callable[[int], None] | None = None
     ) -> list[list[Response]]:

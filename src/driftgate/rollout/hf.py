@@ -26,6 +26,9 @@ class HFEngine:
     vocabulary.
     """
 
+    concurrent = False
+    """It decodes the weights that are being trained."""
+
     def __init__(self, policy: Policy, batch: int | None = None, guide: Policy | None = None):
         self.policy = policy
         self.batch = batch

@@ -35,7 +35,11 @@ class Limits:
     """Between two health checks of a server that has work, or that is hoped for."""
 
 
-class ServerError(RunError):
+class ServingError(RunError):
+    """A failure of servers. What was being computed here is whole, so that a run can be saved."""
+
+
+class ServerError(ServingError):
     """What a server did, with its address."""
 
     def __init__(self, url: str, what: str):

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Generic, TypeVar
 
-from ..errors import RunError
-from .client import Limits, LostError, Server
+from .client import Limits, LostError, Server, ServingError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -60,7 +59,7 @@ class Servers:
         have ended, and with 0 every `TURN` seconds; what it raises ends all work at once.
 
         `work` raises LostError where the server is to blame; the job is then done elsewhere. Whatever else it raises
-        ends the work, and is raised here. Raises RunError where a job fails everywhere, or no server is left for
+        ends the work, and is raised here. Raises ServingError where a job fails everywhere, or no server is left for
         `limits.lost` seconds.
         """
         shared = _Shared(self, jobs, work)
@@ -112,9 +111,8 @@ class _Shared(Generic[Job, Result]):
             self.none_since = time.monotonic()
         elif time.monotonic() - self.none_since >= self.pool.limits.lost:
             urls = ", ".join(server.url for server in self.pool.servers)
-            raise RunError(
-                f"no server is left of {urls} for {self.pool.limits.lost:g} s; the last error was: {self.last}; start "
-                f"them again, then the same command"
+            raise ServingError(
+                f"no server is left of {urls} for {self.pool.limits.lost:g} s; the last error was: {self.last}"
             )
         return self.take_ended()
 
@@ -189,7 +187,9 @@ class _Shared(Generic[Job, Result]):
             self.todo.appendleft(index)
             self.news.notify_all()
         if self.failures[index] >= ATTEMPTS + len(self.pool.servers):
-            self._end(RunError(f"{error}; the same request has failed {self.failures[index]} times, so it is given up"))
+            self._end(
+                ServingError(f"{error}; the same request has failed {self.failures[index]} times, so it is given up")
+            )
 
     def _end(self, error: BaseException) -> None:
         with self.news:

@@ -6,16 +6,23 @@ Shapes: N rows of a prompt that are scored, K ids of each.
 
 import base64
 import io
+import json
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .client import RefusedError, RubbishError, Server
+from .client import LostError, RefusedError, RubbishError, Server
 
 MADE_FOR = (0, 32), (0, 34)
 """The first version, and the first that is too new."""
+EXTENSION = "driftgate.serving.vllm_extension.Extension"
+"""Loaded into vLLM's workers, takes weights from files."""
+BACKEND = {"backend": "driftgate_file"}
 SYNC = 600.0
 """Seconds that one call of a weight update may take."""
 
@@ -153,12 +160,23 @@ def knows_id(server: Server, id: int) -> bool:
     return True
 
 
+def model_shape(server: Server) -> dict[str, Any]:
+    """Settings of the served model's configuration, by name, as driftgate's extension says them. Raises RefusedError
+    where it is not loaded, ServerError."""
+    try:
+        answer = server.post("/collective_rpc", {"method": "driftgate_model"}, server.limits.connect)
+    except LostError as error:
+        raise RefusedError(server.url, error.what, 500) from None  # a method that is not there answers 500
+    results = _field(server, "/collective_rpc", _object(server, "/collective_rpc", answer), "results", list)
+    return _object(server, "/collective_rpc", results[0] if results else None)
+
+
 def begin_transfer(server: Server) -> None:
     """Once for a server that was started, before its first `load_weights`. Raises ServerError."""
     _post(server, "/init_weight_transfer_engine", {"init_info": {}}, SYNC)
 
 
-def load_weights(server: Server, file: str, version: int, wait: float) -> None:
+def load_weights(server: Server, file: str, version: str, wait: float) -> None:
     """Load a safetensors file that the server can read, with Hugging Face names, while nothing is decoded.
 
     wait: seconds until what is being decoded has ended. The pause also empties the cache of prompts, which would
@@ -167,7 +185,7 @@ def load_weights(server: Server, file: str, version: int, wait: float) -> None:
     _post(server, "/pause?mode=wait", None, wait)
     _post(server, "/start_weight_update", None, SYNC)
     _post(server, "/update_weights", {"update_info": {"path": file}}, SYNC)
-    _post(server, "/finish_weight_update", {"weight_version": str(version)}, SYNC)
+    _post(server, "/finish_weight_update", {"weight_version": version}, SYNC)
     _post(server, "/resume", None, SYNC)
 
 
@@ -179,6 +197,22 @@ def weight_version(server: Server) -> str:
 def abort_all(server: Server) -> None:
     """Break off all that is being decoded. Raises ServerError."""
     _post(server, "/abort_requests", {}, server.limits.connect)
+
+
+def start_command(python: str | None, model: str, port: int, dtype: str, seats: int) -> list[str]:
+    """Starts a server of a model folder on this machine. python: that has vLLM; None for this one. seats: answers at
+    once."""
+    words = [python or sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    words += ["--served-model-name", "policy", "--host", "127.0.0.1", "--port", str(port), "--dtype", dtype]
+    words += ["--max-num-seqs", str(seats), "--max-logprobs", "-1", "--enable-scale-out", "--generation-config", "vllm"]
+    return [*words, "--worker-extension-cls", EXTENSION, "--weight-transfer-config", json.dumps(BACKEND)]
+
+
+def start_environment() -> dict[str, str]:
+    """Variables that such a server needs: dev mode, and where the extension is."""
+    places = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    path = os.pathsep.join(dict.fromkeys(place for place in places if place))
+    return {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": path}
 
 
 GENERATE = "/inference/v1/generate"

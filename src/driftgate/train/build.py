@@ -16,9 +16,11 @@ from ..models import load
 from ..models.identity import fingerprint
 from ..models.policy import Policy
 from ..models.views import AdapterView
+from ..rollout.choose import served_engine
 from ..rollout.engine import Engine
 from ..rollout.hf import HFEngine
-from ..rollout.shared import SharedEngine
+from ..rollout.shared import LedEngine, SharedEngine
+from ..rollout.vllm_server import VLLMEngine
 from ..scorers.scorer import Scorer
 from ..verify.grading import Grader
 from ..world import Alone, World
@@ -61,7 +63,9 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     position, pending = _restore(last[0], learner, follower) if last else (Position(), {})
     if "optimizer" in config.offload:
         park_state(learner.optimizer, policy.device)
-    engines = engines_of(config, policy, targets.get("teacher"), tokenizer, stop_ids, learner.version, world)
+    longest = max(len(prompt.ids) for prompt in prompts)
+    stand = learner.version, world, out, longest
+    engines = engines_of(config, policy, targets.get("teacher"), tokenizer, stop_ids, *stand)
     return Run(
         config=config,
         out=out,
@@ -149,19 +153,37 @@ def engines_of(
     stop_ids: tuple[int, ...],
     version: int,
     world: World,
+    out: Path,
+    longest: int,
 ) -> Engines:
-    """teacher: None where there is not one that can write. version: optimiser updates that the student has seen."""
-    student: Engine = HFEngine(policy, config.rollout.batch, guide=teacher)
+    """teacher: None where there is not one that can write. version: optimiser updates that the student has seen.
+    longest: tokens of the longest prompt."""
     writer: Engine | None = HFEngine(teacher, config.rollout.batch) if teacher is not None else None
-    if world.size > 1:
-        student = SharedEngine(student, world)
-        writer = SharedEngine(writer, world) if writer is not None else None
+    writer = SharedEngine(writer, world) if writer is not None and world.size > 1 else writer
+    student = student_engine(config, policy, teacher, out, longest, world)
     student.load(policy, version)
 
     def encode(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     return Engines(student, writer, stop_ids, encode)
+
+
+def student_engine(
+    config: TrainConfig, policy: Policy, teacher: Policy | None, out: Path, longest: int, world: World
+) -> Engine:
+    """longest: tokens of the longest prompt. Raises InputError for servers that cannot serve this student."""
+    settings, new = config.rollout.engine, config.rollout.max_new_tokens
+    if settings.kind == "hf":
+        own = HFEngine(policy, config.rollout.batch, guide=teacher)
+        return SharedEngine(own, world) if world.size > 1 else own
+
+    def make() -> VLLMEngine:
+        made = served_engine(settings, policy, config.student.path, out)
+        made.check_room(longest, new)
+        return made
+
+    return LedEngine(make, world) if world.size > 1 else make()
 
 
 def parked_scorers(scorers: Mapping[str, Scorer], parked: Mapping[str, Parked]) -> dict[str, Scorer]:

@@ -1,7 +1,7 @@
 """`driftgate train`: a run folder from nothing, or onward from its last checkpoint."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from importlib import metadata
 from pathlib import Path
 
@@ -57,6 +57,7 @@ def run(
         if made.position.step or made.position.update:
             console.print(f"resuming {out} at {made.position.name}", highlight=False)
         with (
+            closing(made.engines),
             made.grader,
             StopSignal() as made.stop,
             Display(console, made.config.steps, made.position.step, advance) as made.display,

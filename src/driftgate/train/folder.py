@@ -68,10 +68,14 @@ def check_resumable(before: TrainConfig, config: TrainConfig, out: Path) -> Trai
 
 
 def changed_settings(before: TrainConfig, config: TrainConfig) -> list[str]:
-    """Names of the settings at the top level that differ. If `rollout` differs in its batch alone, "rollout.batch"."""
+    """Names of the settings at the top level that differ. If `rollout` differs only in its batch, or in which servers
+    write, "rollout.batch"."""
     changed = [name for name in TrainConfig.model_fields if getattr(before, name) != getattr(config, name)]
-    same_batch = before.rollout.model_copy(update={"batch": config.rollout.batch})
-    return ["rollout.batch" if name == "rollout" and same_batch == config.rollout else name for name in changed]
+    free = {"batch": config.rollout.batch}
+    if before.rollout.engine.kind == config.rollout.engine.kind:
+        free["engine"] = config.rollout.engine
+    same = before.rollout.model_copy(update=free) == config.rollout
+    return ["rollout.batch" if name == "rollout" and same else name for name in changed]
 
 
 def lock(out: Path):

@@ -11,8 +11,10 @@ for each step:
 """
 
 import time
+from pathlib import Path
 
 from ..errors import RunError
+from ..serving.client import ServingError
 from ..stop import Stopped
 from . import checkpoint
 from .learner import Updated
@@ -37,6 +39,15 @@ def train(run: Run) -> None:
     except Stopped:
         run.save()
         raise
+    except ServingError as error:
+        run.save()
+        raise RunError(f"{error}; stopped; the last checkpoint is {last_checkpoint(run)}") from None
+
+
+def last_checkpoint(run: Run) -> Path:
+    """On several ranks, once it is on the disk."""
+    run.finish()
+    return checkpoint.all_checkpoints(run.out / "checkpoints")[-1]
 
 
 def timed_update(run: Run, batch: Batch, update: ScheduledUpdate) -> Updated:

@@ -16,6 +16,8 @@ from ..horizon import LengthController, growing, share
 from ..rollout.engine import Engine, Request, Sampling
 from ..rollout.prefix import generate_with_prefix
 from ..rollout.reference import reference_response
+from ..rollout.shared import LedEngine
+from ..rollout.vllm_server import VLLMEngine
 from .portions import Batch
 from .weighing import Moment, factor_values, streams_of
 
@@ -30,6 +32,11 @@ class Engines:
     stop_ids: tuple[int, ...]
     encode: Callable[[str], tuple[int, ...]]
     """Turns the text of a reference solution into token ids."""
+
+    def close(self) -> None:
+        """End the server that was started for the student."""
+        if isinstance(self.student, (VLLMEngine, LedEngine)):
+            self.student.close()
 
 
 def length_limit(config: TrainConfig, step: int, controller: LengthController) -> int:
