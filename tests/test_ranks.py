@@ -91,7 +91,12 @@ def cases(values, pair, tmp_path):
     settings = values | {"steps": 1, "gate": BLOCK, "device": "cpu"}
     settings["rollout"] = settings["rollout"] | {"max_new_tokens": 24}
     cases = cases_of(settings, make_model(tmp_path / "tied", 5, tied=True))
-    return cases | {"double several_teachers": with_teachers(cases["double sampled_token"], tmp_path)}
+    kept = merged(cases["double sampled_token"], {"teacher": {"cache": str(tmp_path / "scores")}})
+    return cases | {
+        "double several_teachers": with_teachers(cases["double sampled_token"], tmp_path),
+        "double cached": kept,
+        "double read": kept,  # what the case before has written
+    }
 
 
 def with_teachers(settings, folder):

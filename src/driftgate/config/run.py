@@ -10,7 +10,7 @@ from .gate import GateSettings
 from .models import STUDENT, StudentSettings, TeacherSettings
 from .prompts import PromptSettings
 from .rollout import RolloutSettings
-from .teachers import check_one_way, check_several, settled
+from .teachers import check_caches, check_one_way, check_several, settled
 from .terms import ObjectiveSettings, TermSettings
 from .training import CheckpointSettings, DiagnosticSettings, OptimizerSettings
 
@@ -71,6 +71,7 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _teachers(self) -> "TrainConfig":
         check_one_way(self.teacher, self.teachers)
+        check_caches(self)
         if self.teacher is not None:
             return self.model_copy(update={"teacher": settled("teacher", self.teacher, self.student)})
         check_several(self)

@@ -61,6 +61,30 @@ def check_several(config: TrainConfig) -> None:
         raise ValueError(f"{setting} with teachers: {does}, and each problem has its own; give one `teacher` instead")
 
 
+def check_caches(config: TrainConfig) -> None:
+    """A teacher with a cache stays as it is, and is not asked for hidden states."""
+    for role, teacher in config.teacher_roles.items():
+        if teacher.cache is None:
+            continue
+        if teacher.follow is not None:
+            raise ValueError(
+                f"{role}.cache with {role}.follow: scores of a teacher that moves are not met again; take "
+                "one of the two out"
+            )
+        for setting in over_vocabulary(config):
+            raise ValueError(
+                f"{role}.cache with {setting}.support = vocabulary: it needs hidden states, which are not "
+                "kept; set cache=null, or a support of k tokens"
+            )
+
+
+def over_vocabulary(config: TrainConfig) -> list[str]:
+    """Settings of the objectives that are compared with a teacher over the whole vocabulary."""
+    found = {name: term.objective.needs.get("teacher") for name, term in config.all_terms.items()}
+    named = [name for name, needs in found.items() if needs is not None and needs.hidden]
+    return ["objective" if name == "main" else f"terms.{name}.objective" for name in named]
+
+
 def one_teacher_needed(config: TrainConfig) -> dict[str, str]:
     """Setting -> what it does with a teacher's own model, beyond scores of the tokens."""
     found = {}
@@ -71,8 +95,6 @@ def one_teacher_needed(config: TrainConfig) -> dict[str, str]:
     for name, term in config.all_terms.items():
         if term.responses == "teacher":
             found[f"terms.{name}.responses = teacher"] = "one teacher writes these responses"
-        needs = term.objective.needs.get("teacher")
-        if needs is not None and needs.hidden:
-            setting = "objective" if name == "main" else f"terms.{name}.objective"
-            found[f"{setting}.support = vocabulary"] = "one teacher's output embedding is compared with the student's"
+    for setting in over_vocabulary(config):
+        found[f"{setting}.support = vocabulary"] = "one teacher's output embedding is compared with the student's"
     return found

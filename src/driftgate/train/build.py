@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import TrainConfig
 from ..data.experience import Experience
-from ..data.prompts import load_problems
+from ..data.prompts import Problem, load_problems
 from ..errors import InputError
 from ..models import load
 from ..models.identity import fingerprint
@@ -31,11 +31,12 @@ from .determinism import prepare_torch
 from .follow import Follower, follower_of
 from .learner import Learner
 from .offload import Parked, ParkedEngine, ParkedScorer, moves, park, park_state
-from .policies import load_policies, routed, scorers_of
+from .policies import load_policies, scorers_of
 from .rollouts import Engines
 from .routing import check_routes, encoded
 from .run import Run
 from .scoring import check_scorers
+from .teachers import cached, routed, teachers_tokenizers
 
 
 def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run:
@@ -45,15 +46,12 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     check_ranks(config, world)
     tokenizer = load.load_tokenizer(config.student, "student")
     theirs = teachers_tokenizers(config, tokenizer)
-    problems = load_problems(config.prompts, routed=bool(config.teachers))
-    check_problems(problems, config)
-    check_routes(problems, config)
+    problems = problems_of(config)
     last = world.share(checkpoint.all_checkpoints(out / "checkpoints")[-1:])[0]
     model = last[0] / "model" if last else None
     policy, targets, fingerprints = loaded_policies(config, model, tokenizer, device, world)
     parked = park(config, policy, targets) if world.size == 1 else {}
-    scorers = routed(config, parked_scorers(scorers_of(config, policy, targets, world), parked))
-    check_scorers(config, scorers)
+    scorers = scorers_for(config, policy, targets, parked, fingerprints, world)
     teachers = {role: (targets[role].model, each) for role, each in theirs.items()}
     stop_ids = load.choose_stop_ids((policy.model, tokenizer), teachers, config.rollout.stop_ids)
     contexts = {role: load.context_length(model) for role, (model, _) in teachers.items()}
@@ -87,6 +85,14 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     )
 
 
+def problems_of(config: TrainConfig) -> list[Problem]:
+    """The problems of the prompt file. Raises InputError for one that lacks what the settings need of it."""
+    problems = load_problems(config.prompts, routed=bool(config.teachers))
+    check_problems(problems, config)
+    check_routes(problems, config)
+    return problems
+
+
 def loaded_policies(
     config: TrainConfig, model: Path | None, tokenizer: PreTrainedTokenizerBase, device: torch.device, world: World
 ) -> tuple[Policy, dict[str, Policy], dict[str, str]]:
@@ -99,14 +105,6 @@ def loaded_policies(
     if world.size > 1:
         shard_policies(config, policy, targets, device)
     return policy, targets, fingerprints
-
-
-def teachers_tokenizers(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, PreTrainedTokenizerBase]:
-    """Each teacher's, by its role. Raises InputError for a vocabulary that is not the student's."""
-    found = {role: load.load_tokenizer(config.teacher_model(role), role) for role in config.teacher_roles}
-    for role, theirs in found.items():
-        load.check_vocabularies(tokenizer, theirs, role)
-    return found
 
 
 def fingerprints_of(
@@ -184,6 +182,21 @@ def student_engine(
         return made
 
     return LedEngine(make, world) if world.size > 1 else make()
+
+
+def scorers_for(
+    config: TrainConfig,
+    policy: Policy,
+    targets: dict[str, Policy],
+    parked: Mapping[str, Parked],
+    fingerprints: Mapping[str, str],
+    world: World,
+) -> dict[str, Scorer]:
+    """See `Run.scorers`. Raises InputError where one of them cannot score what is needed."""
+    own = parked_scorers(scorers_of(config, policy, targets, world), parked)
+    scorers = routed(config, cached(config, own, targets, fingerprints, world))
+    check_scorers(config, scorers)
+    return scorers
 
 
 def parked_scorers(scorers: Mapping[str, Scorer], parked: Mapping[str, Parked]) -> dict[str, Scorer]:

@@ -1,6 +1,5 @@
 """The models of a run: the student, those it is compared with, and the scorers that they make."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from ..models import load, lora
 from ..models.policy import Policy, check_head
 from ..models.views import AdapterView
 from ..scorers.local import LocalScorer
-from ..scorers.routed import RoutedScorer
-from ..scorers.scorer import Scorer
 from ..world import World
 from .checks import check_supports, needs_initial
 
@@ -92,11 +89,3 @@ def scorers_of(config: TrainConfig, policy: Policy, targets: dict[str, Policy], 
     how = config.microbatch_tokens, config.rollout.temperature
     scorers = {name: LocalScorer(each, *how, name != "initial", world) for name, each in targets.items()}
     return {"behaviour": LocalScorer(policy, *how, world=world), **scorers}
-
-
-def routed(config: TrainConfig, scorers: Mapping[str, Scorer]) -> dict[str, Scorer]:
-    """The same, with one scorer under "teacher" in place of several teachers' own."""
-    if not config.teachers:
-        return dict(scorers)
-    kept = {name: scorer for name, scorer in scorers.items() if name not in config.teacher_roles}
-    return kept | {"teacher": RoutedScorer([scorers[role] for role in config.teacher_roles])}

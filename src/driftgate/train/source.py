@@ -16,6 +16,7 @@ from .records import make_experience, rollout_metrics, rollout_rows
 from .rollouts import controller_of, length_limit, other_responses, prompts_of_step, sample_responses
 from .routing import rollout_by_teacher
 from .scoring import behaviour_scores, target_scores
+from .teachers import cache_hits
 from .trackers import write_rollouts
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def collect(run: Run, position: Position) -> Batch:
         responses = {name: behaviour_scores(config, scorer, name, part, step) for name, part in responses.items()}
     with timed(seconds, "seconds_teacher"):
         responses = {name: target_scores(config, run.scorers, name, part, step) for name, part in responses.items()}
-    metrics = rollout_metrics(responses["student"], rows) | rollout_by_teacher(config, responses["student"]) | seconds
+    metrics = rollout_metrics(responses["student"], rows) | seconds | cache_hits(run.scorers)
+    metrics |= rollout_by_teacher(config, responses["student"])
     if config.rollout.horizon is not None:
         metrics["limit"] = limit
     run.metrics.log("rollout", step=step + 1, **metrics)
