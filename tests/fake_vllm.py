@@ -3,10 +3,13 @@
 import base64
 import io
 import json
+import os
 import socket
+import sys
 import threading
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,18 +20,7 @@ from driftgate.models.policy import Policy
 from driftgate.rollout.engine import Request, Sampling
 from driftgate.rollout.hf import HFEngine
 
-DEV = (
-    "/pause",
-    "/resume",
-    "/is_paused",
-    "/start_",
-    "/update_",
-    "/finish_",
-    "/init_",
-    "/weight_info",
-    "/abort_",
-    "/collective_rpc",
-)
+DEV = ("/pause", "/resume", "/is_", "/start_", "/update_", "/finish_", "/init_", "/weight_", "/abort_", "/collective_")
 
 
 class FakeVLLM:
@@ -295,3 +287,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+def main(words):
+    """As a process of its own, with the words of vLLM's command line, and --pid FILE."""
+    if "--pid" in words:
+        Path(words[words.index("--pid") + 1]).write_text(str(os.getpid()))
+    fake = FakeVLLM(words[words.index("--model") + 1])
+    fake.port = int(words[words.index("--port") + 1])
+    fake.start()
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -19,6 +19,9 @@ Result = TypeVar("Result")
 class SharedEngine:
     """Every rank asks for all responses, writes its share of them, and gets all."""
 
+    concurrent = False
+    """All ranks have to take part."""
+
     def __init__(self, engine: Engine, world: World):
         self.engine, self.world = engine, world
 

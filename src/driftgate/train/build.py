@@ -1,6 +1,6 @@
 """Everything that a run needs, loaded and checked before any compute is spent; restored where there is a checkpoint."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import TrainConfig
 from ..data.experience import Experience
-from ..data.prompts import Problem, load_problems
+from ..data.prompts import Problem, Prompt, load_problems
 from ..errors import InputError
 from ..models import load
 from ..models.identity import fingerprint
@@ -61,9 +61,9 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     position, pending = _restore(last[0], learner, follower) if last else (Position(), {})
     if "optimizer" in config.offload:
         park_state(learner.optimizer, policy.device)
-    longest = max(len(prompt.ids) for prompt in prompts)
-    stand = learner.version, world, out, longest
-    engines = engines_of(config, policy, targets.get("teacher"), tokenizer, stop_ids, *stand)
+    student = student_engine(config, policy, targets.get("teacher"), out, prompts, world)
+    student.load(policy, learner.version)
+    engines = engines_of(config, student, targets.get("teacher"), tokenizer, stop_ids, world)
     return Run(
         config=config,
         out=out,
@@ -74,7 +74,6 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         engines=parked_engines(config, engines, parked.get("teacher")),
         learner=learner,
         prompts=prompts,
-        # a pass over the whole vocabulary, which other weights have no use for
         newline_ids=newline_ids(tokenizer, policy.vocabulary_size if reads_newlines(config) else 0),
         grader=Grader(),
         position=position,
@@ -145,21 +144,15 @@ def learner_of(
 
 def engines_of(
     config: TrainConfig,
-    policy: Policy,
+    student: Engine,
     teacher: Policy | None,
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: tuple[int, ...],
-    version: int,
     world: World,
-    out: Path,
-    longest: int,
 ) -> Engines:
-    """teacher: None where there is not one that can write. version: optimiser updates that the student has seen.
-    longest: tokens of the longest prompt."""
+    """teacher: None where there is not one that can write."""
     writer: Engine | None = HFEngine(teacher, config.rollout.batch) if teacher is not None else None
     writer = SharedEngine(writer, world) if writer is not None and world.size > 1 else writer
-    student = student_engine(config, policy, teacher, out, longest, world)
-    student.load(policy, version)
 
     def encode(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -168,9 +161,14 @@ def engines_of(
 
 
 def student_engine(
-    config: TrainConfig, policy: Policy, teacher: Policy | None, out: Path, longest: int, world: World
+    config: TrainConfig,
+    policy: Policy,
+    teacher: Policy | None,
+    out: Path,
+    prompts: Sequence[Prompt],
+    world: World,
 ) -> Engine:
-    """longest: tokens of the longest prompt. Raises InputError for servers that cannot serve this student."""
+    """Not loaded yet. Raises InputError for servers that cannot serve this student."""
     settings, new = config.rollout.engine, config.rollout.max_new_tokens
     if settings.kind == "hf":
         own = HFEngine(policy, config.rollout.batch, guide=teacher)
@@ -178,7 +176,7 @@ def student_engine(
 
     def make() -> VLLMEngine:
         made = served_engine(settings, policy, config.student.path, out)
-        made.check_room(longest, new)
+        made.check_room(max(len(prompt.ids) for prompt in prompts), new)
         return made
 
     return LedEngine(make, world) if world.size > 1 else make()
@@ -213,7 +211,7 @@ def parked_engines(config: TrainConfig, engines: Engines, teacher: Parked | None
 
 
 def newline_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
-    """bool [V]: token ids whose text contains a newline."""
+    """bool [V]: token ids whose text contains a newline. size: V; 0 where no weight asks, to spare a pass over it."""
     texts = tokenizer.batch_decode([[i] for i in range(min(size, len(tokenizer)))])
     table = torch.zeros(size, dtype=torch.bool)
     table[: len(texts)] = torch.tensor(["\n" in text for text in texts])

@@ -72,7 +72,7 @@ def changed_settings(before: TrainConfig, config: TrainConfig) -> list[str]:
     write, "rollout.batch"."""
     before = _with_places(before, config)
     changed = [name for name in TrainConfig.model_fields if getattr(before, name) != getattr(config, name)]
-    free = {"batch": config.rollout.batch}
+    free: dict[str, Any] = {"batch": config.rollout.batch}
     if before.rollout.engine.kind == config.rollout.engine.kind:
         free["engine"] = config.rollout.engine
     same = before.rollout.model_copy(update=free) == config.rollout

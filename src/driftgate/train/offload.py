@@ -63,6 +63,8 @@ class ParkedScorer:
 class ParkedEngine:
     """An engine that writes with, or under the guidance of, a model that comes to the GPU for it."""
 
+    concurrent = False
+
     def __init__(self, engine: Engine, model: Parked):
         self.engine, self.model, self.load = engine, model, engine.load
 
