@@ -213,6 +213,7 @@ def test_reuse_writes_every_prompt_once(settings, tmp_path):
 @pytest.mark.parametrize("way", ["lag 2", "lag 1, refresh 2"])
 def test_written_while_the_student_learns(settings, tmp_path, remotes, way, adapters):
     """A server gives the weights that one process in turn gives."""
+    settings = settings | {"teacher": settings["teacher"] | {"context": "{problem}{problem}"}}
     if adapters:
         settings = settings | {"student": settings["student"] | {"lora": {"rank": 4}}}
     config = check_config(stale(settings, way, rollout={"engine": SERVER}))

@@ -20,7 +20,7 @@ from .prompts import Prompt
 from .response import Response
 
 PLAIN = ("finished", "written", "engine_logp")
-OPTIONAL = ("correct", "group")
+OPTIONAL = ("correct", "group", "teacher")
 SCORERS = ("behaviour", "teacher", "initial")
 
 
@@ -52,6 +52,8 @@ class Experience:
     """float [N]: 1 where the verifier accepts the token's response, else 0; None without verdicts."""
     group: Tensor | None = None
     """int64 [N]: the prompt that the token's response answers."""
+    teacher: Tensor | None = None
+    """int64 [B]: number of each sequence's teacher (`Prompt.teacher`); None where there is one teacher for all."""
     rows: Tensor = field(init=False)
     """int64 [N]: the sequence of each token."""
     starts: list[int] = field(init=False)
@@ -96,6 +98,7 @@ class Experience:
             written=torch.tensor([not response.reference for _, response in pairs]),
             engine_logp=torch.cat([torch.tensor(r.logprobs)[kept] for (_, r), kept in zip(pairs, keep)]),
             version=version,
+            teacher=_teachers_of([prompt for prompt, _ in pairs]),
         )
 
     def with_scores(self, **scores: TokenScores) -> "Experience":
@@ -196,6 +199,11 @@ class Experience:
         scored = Scored(**{scorer: TokenScores(**parts) for scorer, parts in scores.items()})
         known = {"version": about["version"], "unscored": tuple(about["unscored"]), "scores": scored}
         return cls(**lists, keep=keep, **known, **plain)  # type: ignore[arg-type]
+
+
+def _teachers_of(prompts: Sequence[Prompt]) -> Tensor | None:
+    numbers = [prompt.teacher for prompt in prompts]
+    return None if not numbers or None in numbers else torch.tensor(numbers, dtype=torch.int64)
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

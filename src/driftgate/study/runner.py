@@ -59,7 +59,8 @@ class Job:
     @property
     def how(self) -> ModelSettings:
         """Of the model that is examined: how its numbers are held."""
-        return self.config.teacher if self.model == self.config.teacher.path else self.config.student
+        teacher = self.config.teacher
+        return teacher if teacher is not None and self.model == teacher.path else self.config.student
 
     @property
     def examined(self) -> dict[str, Any] | None:
@@ -119,7 +120,12 @@ def jobs_of(study: Study, configs: dict[str, TrainConfig], runs: Path) -> Iterat
             own = config.model_copy(update={"seed": seed, "threads": threads})
             yield Job(f"{arm}, seed {seed}", run_folder(runs, arm, seed), study.exam.as_trained(own), own)
     if study.references:
-        for name, model in zip(REFERENCES, (base.student.path, base.teacher_model.path)):
+        if base.teachers:
+            raise InputError(
+                f"references = true with teachers in arm {study.base}: which of them is the reference is not said; "
+                f"set references=false"
+            )
+        for name, model in zip(REFERENCES, (base.student.path, base.teacher_model().path)):
             yield Job(name, reference_folder(runs, name), study.exam.as_trained(base), base, False, model)
 
 

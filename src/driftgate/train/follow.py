@@ -45,7 +45,7 @@ class Follower:
 
 def copies_of(config: TrainConfig, policy: Policy, targets: Mapping[str, Policy]) -> dict[str, Follower]:
     """What moves the "teacher", unless it stays as it is, and the "writer", which is copied each time."""
-    follow, found = config.teacher.follow, {}
+    follow, found = config.teacher and config.teacher.follow, {}
     if follow is not None:
         found["teacher"] = Follower(*_pairs(policy, targets["teacher"], FOLLOWER), follow.every, follow.ema)
     if "writer" in targets:

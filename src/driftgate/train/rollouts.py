@@ -27,7 +27,8 @@ class Engines:
     """The engines that write responses. With a KL budget the teacher guides the student's engine."""
 
     student: Engine
-    teacher: Engine
+    teacher: Engine | None
+    """None where there is not one teacher that can write."""
     stop_ids: tuple[int, ...]
     encode: Callable[[str], tuple[int, ...]]
     """Turns the text of a reference solution into token ids."""
@@ -168,6 +169,7 @@ def teacher_responses(
         for place, p in enumerate(prompts)
     ]
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, engines.stop_ids)
+    assert engines.teacher is not None
     return engines.teacher.generate(requests, sampling, advance)
 
 

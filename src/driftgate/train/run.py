@@ -27,6 +27,7 @@ from .learner import Learner
 from .portions import Batch, ScheduledUpdate
 from .records import distances
 from .rollouts import Engines, controller_after, controller_of
+from .routing import gaps_by_teacher
 from .source import Source, source_of
 from .trackers import Metrics
 
@@ -41,10 +42,11 @@ class Run:
     policy: Policy
     """The student."""
     targets: dict[str, Policy]
-    """"teacher", "initial" where a term is held to it, "writer" where rollouts are written while the student learns."""
+    """"teacher", or several under "teachers.NAME"; "initial" where a term is held to it; "writer" where rollouts are
+    written while the student learns."""
     tokenizer: PreTrainedTokenizerBase
     scorers: Mapping[str, Scorer]
-    """"behaviour" (the student) and the targets."""
+    """"behaviour" (the student), "teacher" and, where a term is held to it, "initial"."""
     engines: Engines
     learner: Learner
     prompts: Sequence[Prompt]
@@ -55,7 +57,7 @@ class Run:
     pending: dict[int, Rollout] = field(default_factory=dict)
     """The rollout batches that a resumed run has already, by number."""
     fingerprints: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of "student" and "teacher" as the session found them; on rank 0 alone."""
+    """SHA-256 of the student and its teachers as the session found them; on rank 0 alone."""
     copies: Mapping[str, Follower] = field(default_factory=dict)
     """What moves the weights of other models after the student's: "teacher" for one that follows it, "writer" for those
     that write rollouts."""
@@ -86,7 +88,7 @@ class Run:
     def track(self, update: ScheduledUpdate, metrics: dict[str, float], batch: Batch) -> None:
         """Write an update's metrics down and move on behind it."""
         if update.number == 0:
-            metrics = metrics | distances(batch.student)
+            metrics = metrics | distances(batch.student) | gaps_by_teacher(self.config, batch.student)
         self.metrics.log("update", **update.place, **metrics)
         self.latest = metrics
         self.position.update = update.number + 1

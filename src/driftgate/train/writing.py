@@ -16,7 +16,9 @@ from ..rollout.shared import LedEngine
 from .checkpoint import Position
 from .records import make_experience, rollout_metrics, rollout_rows
 from .rollouts import Engines, controller_of, length_limit, other_responses, prompts_of_batch, sample_responses
+from .routing import rollout_by_teacher
 from .scoring import behaviour_scores, target_scores
+from .teachers import cache_hits
 from .trackers import write_rollouts
 
 if TYPE_CHECKING:
@@ -103,6 +105,7 @@ def score_by_targets(run: Run, rollout: Rollout, steps: Sequence[int]) -> None:
     with timed(rollout.metrics, "seconds_teacher"):
         for name, part in rollout.responses.items():
             rollout.responses[name] = target_scores(run.config, run.scorers, name, part, *steps)
+    rollout.metrics |= cache_hits(run.scorers) | rollout_by_teacher(run.config, rollout.responses["student"])
     rollout.scored = True
 
 
