@@ -239,6 +239,15 @@ def test_an_answer_that_was_cut_silently_is_noticed(fake, policy, tmp_path):
         engine.generate(REQUESTS[:1], Sampling(300, 1.0, 0.9, ()))
 
 
+def test_a_token_that_the_teacher_lacks_is_refused(fake, policy, tmp_path):
+    engine = engine_of(fake, policy, tmp_path)
+    policy.vocabulary = 20
+    engine.settings = engine.settings.model_copy(update={"tolerance": 100.0})
+    engine.load(policy, 0)
+    with pytest.raises(ServerError, match=r"has drawn the token \d+, but student and teacher share 20 only; take a st"):
+        engine.generate(REQUESTS, HOW)
+
+
 def test_a_budget_is_refused(fake, policy, tmp_path):
     with pytest.raises(ValueError, match=r"budget = 0\.1 nats: a server draws from the student alone"):
         engine_of(fake, policy, tmp_path).generate(REQUESTS, Sampling(5, 1.0, 0.9, (1,), 0.1))
