@@ -104,7 +104,7 @@ def whole(config: TrainConfig, batch: Experience) -> Any:
 def expected_gb(bench: Bench, config: TrainConfig) -> dict[str, float]:
     """The package's estimate, by component, without teacher and CUDA context."""
     assumed = Assumptions(1.0, prompt_tokens=bench.size.prompt)
-    memory = memory_of(Workload(config, bench.size.student, bench.size.teacher, 0, 0, None, assumed))
+    memory = memory_of(Workload(config, bench.size.student, {"teacher": bench.size.teacher}, 0, 0, None, assumed))
     resident = {name: memory.resident[name] for name in ("student", "AdamW")}
     parts = resident | {f"{name}, update": count for name, count in memory.update.items()}
     return {name: count / 1e9 for name, count in parts.items()}

@@ -44,7 +44,7 @@ def configuration() -> str:
     return MADE + "\n".join(lines) + "\n"
 
 
-AS_ABOVE = {"terms.NAME.objective": "objective", "terms.NAME.weights": "weights"}
+AS_ABOVE = {"teachers": "teacher", "terms.NAME.objective": "objective", "terms.NAME.weights": "weights"}
 """Groups that the page describes once."""
 
 
@@ -63,7 +63,7 @@ def field_rows(setting: str, field: FieldInfo) -> tuple[list[str], list[str]]:
     groups, named = groups_of(field.annotation), get_origin(field.annotation) is dict
     below = f"{setting}.NAME" if named and groups else setting
     if setting in AS_ABOVE:
-        return entry(setting, field, f"As `{AS_ABOVE[setting]}`."), []
+        return entry(setting, field, f"{text_of(field.description)} As `{AS_ABOVE[setting]}`.".strip()), []
     if not groups:
         return entry(setting, field, text_of(field.description) + choice(field.annotation)), []
     own = entry(setting, field, text_of(field.description)) if field.description else []
@@ -169,7 +169,7 @@ def recipe_rows(name: str, about: About) -> list[str]:
 def read_of_problems(recipe: str) -> str:
     """What a recipe needs of each problem beside its text."""
     config = load_recipe(recipe)
-    shown = config.teacher.context or ""
+    shown = " ".join(teacher.context or "" for teacher in config.teacher_roles.values())
     needed = {"answer": needs_verifier(config), "solution": learns_from_solutions(config)}
     return ", ".join(f"`{name}`" for name, needs in needed.items() if needs or f"{{{name}}}" in shown)
 

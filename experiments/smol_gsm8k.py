@@ -72,7 +72,7 @@ def divergence_on(
 
 def encoded(config: TrainConfig, problems: list[Problem], tokenizer: Any) -> list[Prompt]:
     return encode_prompts(
-        problems, tokenizer, config.prompts, config.rollout.max_new_tokens, None, config.teacher.context
+        problems, tokenizer, config.prompts, config.rollout.max_new_tokens, None, config.teacher_model().context
     )
 
 

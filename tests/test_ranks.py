@@ -90,7 +90,23 @@ FEW = ("double sampled_token", "double several_terms", "double keep_top", "singl
 def cases(values, pair, tmp_path):
     settings = values | {"steps": 1, "gate": BLOCK, "device": "cpu"}
     settings["rollout"] = settings["rollout"] | {"max_new_tokens": 24}
-    return cases_of(settings, make_model(tmp_path / "tied", 5, tied=True))
+    cases = cases_of(settings, make_model(tmp_path / "tied", 5, tied=True))
+    kept = merged(cases["double sampled_token"], {"teacher": {"cache": str(tmp_path / "scores")}})
+    return cases | {
+        "double several_teachers": with_teachers(cases["double sampled_token"], tmp_path),
+        "double cached": kept,
+        "double read": kept,  # what the case before has written
+    }
+
+
+def with_teachers(settings, folder):
+    """The same by two teachers: every other problem has the student as its teacher."""
+    rows = [json.loads(line) for line in Path(settings["prompts"]["path"]).read_text().splitlines()]
+    routed = [row | {"teacher": ("ours", "theirs")[number % 2]} for number, row in enumerate(rows)]
+    (folder / "routed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in routed))
+    teachers = {"ours": settings["teacher"] | {"path": "student"}, "theirs": settings["teacher"]}
+    prompts = settings["prompts"] | {"path": str(folder / "routed.jsonl")}
+    return settings | {"teacher": None, "teachers": teachers, "prompts": prompts}
 
 
 def outcome(cases, size, folder):

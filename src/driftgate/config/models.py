@@ -85,3 +85,6 @@ class TeacherSettings(ModelSettings):
     context: str | None = None
     """Prompt that the teacher sees instead of the student's, with {problem}, {solution} and {answer} filled in from the
     prompt file: self-distillation from privileged context. Null shows it the student's prompt."""
+    cache: str | None = None
+    """A folder that keeps the teacher's scores, to be read where the same responses are scored again: by a resumed run,
+    or by runs that share rollouts. Keyed by content; several runs may share it. See docs/teachers.md."""

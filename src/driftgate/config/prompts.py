@@ -10,7 +10,8 @@ class PromptSettings(Settings):
     """A JSONL file with `problem` (and optionally `id`, `answer`, `solution`) on each line; `sandbox` for the embedded
     tasks; `hub:NAME[/CONFIG][@SPLIT]` for a data set on the Hugging Face hub (extra `datasets`)."""
     columns: dict[str, str] = Field(default={})
-    """Renames columns, ours to theirs: {problem: question}."""
+    """Renames columns, ours to theirs: {problem: question}. With several teachers `teacher` is the column that names a
+    problem's teacher: {teacher: domain}."""
     template: str = "{problem}"
     """What the student is shown, with {problem} filled in."""
     chat: bool = False

@@ -7,9 +7,10 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from ..settings import Settings
 from .factor import Factor
 from .gate import GateSettings
-from .models import STUDENT, ModelSettings, StudentSettings, TeacherSettings
+from .models import STUDENT, StudentSettings, TeacherSettings
 from .prompts import PromptSettings
 from .rollout import RolloutSettings
+from .teachers import check_caches, check_one_way, check_several, settled
 from .terms import ObjectiveSettings, TermSettings
 from .training import CheckpointSettings, DiagnosticSettings, OptimizerSettings
 
@@ -28,7 +29,10 @@ class TrainConfig(Settings):
     microbatch_tokens: PositiveInt = 16384
     """Tokens, prompt and padding included, of one forward; changes memory and time, not results."""
     student: StudentSettings
-    teacher: TeacherSettings
+    teacher: TeacherSettings | None = None
+    teachers: dict[str, TeacherSettings] = Field(default={})
+    """Several teachers in place of `teacher`, by a name of your choice. Every problem names its own in the column
+    `teacher` of the prompt file; another column with prompts.columns={teacher: COLUMN}. See docs/teachers.md."""
     prompts: PromptSettings
     rollout: RolloutSettings = RolloutSettings()
     objective: ObjectiveSettings
@@ -65,33 +69,19 @@ class TrainConfig(Settings):
         return prompts
 
     @model_validator(mode="after")
-    def _teacher_is_student(self) -> "TrainConfig":
-        """With LoRA, a teacher that is the student shares its weights, and so their types."""
-        if self.teacher.path != STUDENT:
-            if self.teacher.follow is not None:
-                raise ValueError(
-                    f"teacher.follow with teacher.path = {self.teacher.path!r}: only a teacher that is the student can "
-                    f"follow it; set teacher.path=student, or take teacher.follow out"
-                )
-            return self
-        if self.student.lora is None:
-            if self.teacher.follow is not None and self.teacher.follow.ema and self.teacher.dtype == "bfloat16":
-                raise ValueError(
-                    "teacher.follow.ema with teacher.dtype = bfloat16, which swallows small moves of the average; set "
-                    "teacher.dtype=float32"
-                )
-            return self
-        if self.student.quantise and self.teacher.follow is not None:
-            raise ValueError(
-                f"teacher.follow with student.quantise = {self.student.quantise}: a following adapter on a 4-bit base "
-                f"is not supported; set one of them to null"
-            )
-        shared = {name: getattr(self.student, name) for name in ("dtype", "compute", "quantise")}
-        return self.model_copy(update={"teacher": self.teacher.model_copy(update=shared)})
+    def _teachers(self) -> "TrainConfig":
+        check_one_way(self.teacher, self.teachers)
+        check_caches(self)
+        if self.teacher is not None:
+            return self.model_copy(update={"teacher": settled("teacher", self.teacher, self.student)})
+        check_several(self)
+        several = {name: settled(f"teachers.{name}", each, self.student) for name, each in self.teachers.items()}
+        return self.model_copy(update={"teachers": several})
 
     @model_validator(mode="after")
     def _a_teacher_that_moves_stays(self) -> "TrainConfig":
-        if "teacher" in self.offload and self.teacher.follow is not None and self.student.lora is None:
+        follows = self.teacher is not None and self.teacher.follow is not None
+        if "teacher" in self.offload and follows and self.student.lora is None:
             raise ValueError(
                 "offload = [teacher] with teacher.follow: a teacher that moves does not wait in the computer's memory; "
                 "take one of the two out, or set student.lora, where the teacher needs no second copy"
@@ -109,11 +99,11 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _reuse(self) -> "TrainConfig":
         """A weight by drift is 1 throughout where the student never drifts."""
-        one_update = self.passes == 1 and self.updates_per_step == 1
+        one_update = self.passes == 1 and self.updates_per_step == 1 and not self.rollout.stale
         if one_update and self.gate.spans != "none":
             raise ValueError(
                 f"gate.spans = {self.gate.spans} with passes = 1 and one minibatch per rollout: the student never "
-                f"drifts, so every gate is 1; set passes=2, a smaller minibatch, or gate.spans=none"
+                f"drifts, so every gate is 1; set passes=2, a smaller minibatch, rollout.lag=1, or gate.spans=none"
             )
         for place, factor in self.factors():
             if one_update and (factor.of_drift or {"age", "freshness"} & set(factor.signals)):
@@ -167,10 +157,17 @@ class TrainConfig(Settings):
         return self
 
     @property
-    def teacher_model(self) -> ModelSettings:
-        """The teacher's settings, with the student's path where the teacher is the student."""
-        path = self.student.path if self.teacher.path == STUDENT else self.teacher.path
-        return self.teacher.model_copy(update={"path": path})
+    def teacher_roles(self) -> dict[str, TeacherSettings]:
+        """Every teacher by its name in the settings: "teacher"; or "teachers.NAME", in order of the names."""
+        if self.teacher is not None:
+            return {"teacher": self.teacher}
+        return {f"teachers.{name}": self.teachers[name] for name in sorted(self.teachers)}
+
+    def teacher_model(self, role: str = "teacher") -> TeacherSettings:
+        """A teacher's settings, with the student's path where the teacher is the student."""
+        settings = self.teacher_roles[role]
+        path = self.student.path if settings.path == STUDENT else settings.path
+        return settings.model_copy(update={"path": path})
 
     @property
     def updates_per_step(self) -> int:

@@ -3,6 +3,7 @@
 Shapes: B sequences, N valid response tokens of the batch in sequence order (the flat stream), K support tokens.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from .prompts import Prompt
 from .response import Response
 
 PLAIN = ("finished", "written", "engine_logp")
-OPTIONAL = ("correct", "group")
+OPTIONAL = ("correct", "group", "teacher")
 SCORERS = ("behaviour", "teacher", "initial")
 
 
@@ -51,6 +52,8 @@ class Experience:
     """float [N]: 1 where the verifier accepts the token's response, else 0; None without verdicts."""
     group: Tensor | None = None
     """int64 [N]: the prompt that the token's response answers."""
+    teacher: Tensor | None = None
+    """int64 [B]: number of each sequence's teacher (`Prompt.teacher`); None where there is one teacher for all."""
     rows: Tensor = field(init=False)
     """int64 [N]: the sequence of each token."""
     starts: list[int] = field(init=False)
@@ -95,6 +98,7 @@ class Experience:
             written=torch.tensor([not response.reference for _, response in pairs]),
             engine_logp=torch.cat([torch.tensor(r.logprobs)[kept] for (_, r), kept in zip(pairs, keep)]),
             version=version,
+            teacher=_teachers_of([prompt for prompt, _ in pairs]),
         )
 
     def with_scores(self, **scores: TokenScores) -> "Experience":
@@ -176,7 +180,8 @@ class Experience:
             tensors |= {f"scores.{scorer}.{name}": value.contiguous() for name, value in found}
         tensors |= {name: getattr(self, name) for name in PLAIN}
         tensors |= {name: value for name in OPTIONAL if (value := getattr(self, name)) is not None}
-        save_file(tensors, path, metadata={"version": str(self.version)})
+        about = {"version": self.version, "unscored": self.unscored}
+        save_file(tensors, path, metadata={name: json.dumps(value) for name, value in about.items()})
 
     @classmethod
     def load(cls, path: Path) -> "Experience":
@@ -190,9 +195,15 @@ class Experience:
         plain = {name: tensors[name] for name in (*PLAIN, *OPTIONAL) if name in tensors}
         scores = {scorer: _with_prefix(tensors, f"scores.{scorer}.") for scorer in SCORERS}
         with safe_open(path, "pt") as file:
-            version = int(file.metadata()["version"])
+            about = {name: json.loads(value) for name, value in file.metadata().items()}
         scored = Scored(**{scorer: TokenScores(**parts) for scorer, parts in scores.items()})
-        return cls(**lists, keep=keep, version=version, scores=scored, **plain)  # type: ignore[arg-type]
+        known = {"version": about["version"], "unscored": tuple(about["unscored"]), "scores": scored}
+        return cls(**lists, keep=keep, **known, **plain)  # type: ignore[arg-type]
+
+
+def _teachers_of(prompts: Sequence[Prompt]) -> Tensor | None:
+    numbers = [prompt.teacher for prompt in prompts]
+    return None if not numbers or None in numbers else torch.tensor(numbers, dtype=torch.int64)
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

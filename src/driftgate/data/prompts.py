@@ -23,6 +23,8 @@ class Problem:
     problem: str
     answer: str | None = None
     solution: str | None = None
+    teacher: str | None = None
+    """Name of its teacher, where a run has several."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,13 @@ class Prompt:
     problem: Problem
     ids: tuple[int, ...]
     teacher_ids: tuple[int, ...]
+    teacher: int | None = None
+    """Number of its teacher, where a run has several: in order of their names."""
 
 
-def load_problems(settings: PromptSettings) -> list[Problem]:
-    """The problems that `prompts.path` names. Raises InputError naming the file and the line."""
+def load_problems(settings: PromptSettings, routed: bool = False) -> list[Problem]:
+    """The problems that `prompts.path` names. routed: read which teacher each has. Raises InputError naming the file
+    and the line."""
     if settings.path == "sandbox":
         from .tasks import training_problems
 
@@ -44,12 +49,16 @@ def load_problems(settings: PromptSettings) -> list[Problem]:
         rows: Iterable[tuple[str, Any]] = enumerate_rows(settings.path, hub_rows(settings.path))
     else:
         rows = jsonl_rows(Path(settings.path).expanduser(), "prompts.path")
-    return parse_problems(rows, settings.columns)
+    return parse_problems(rows, settings.columns, routed)
 
 
-def parse_problems(rows: Iterable[tuple[str, Any]], columns: dict[str, str] | None = None) -> list[Problem]:
-    """(where, row) pairs to problems. columns: our name -> name in the rows. Raises InputError that says where."""
-    names = {name: (columns or {}).get(name, name) for name in ("id", "problem", "answer", "solution")}
+def parse_problems(
+    rows: Iterable[tuple[str, Any]], columns: dict[str, str] | None = None, routed: bool = False
+) -> list[Problem]:
+    """(where, row) pairs to problems. columns: our name -> name in the rows. routed: read the teacher's name too.
+    Raises InputError that says where."""
+    ours = ("id", "problem", "answer", "solution", *(["teacher"] if routed else []))
+    names = {name: (columns or {}).get(name, name) for name in ours}
     problems: dict[str, Problem] = {}
     for where, row in rows:
         problem = _parse_problem(where, row, names, default_id=str(len(problems)))
@@ -67,11 +76,13 @@ def _parse_problem(where: str, row: Any, names: dict[str, str], default_id: str)
         hint = f"; the columns are {sorted(row)}; rename with prompts.columns" if text is None else ""
         raise InputError(f"{where}: {names['problem']!r} must be a text that is not empty{hint}")
     answer, solution = row.get(names["answer"]), row.get(names["solution"])
+    teacher = row.get(names["teacher"]) if "teacher" in names else None
     return Problem(
         id=default_id if row.get(names["id"]) is None else str(row[names["id"]]),
         problem=text,
         answer=None if answer is None else str(answer),
         solution=None if solution is None else str(solution),
+        teacher=None if teacher is None else str(teacher),
     )
 
 
@@ -131,8 +142,10 @@ def encode_prompts(
     context: int | None,
     teacher_template: str | None = None,
     teacher_context: int | None = None,
+    role: str = "teacher",
 ) -> list[Prompt]:
     """Token ids of every problem. `context` and `teacher_context` are the models' context lengths, None for no limit.
+    role: the teacher's name in the settings.
 
     Raises InputError for a template field that a problem lacks, a prompt above `prompts.max_tokens`, or a prompt that
     leaves no room for its response.
@@ -142,14 +155,14 @@ def encode_prompts(
         ids = _encode(tokenizer, settings, _fill(settings.template, problem, "prompts.template"))
         teacher_ids = ids
         if teacher_template is not None:
-            teacher_ids = _encode(tokenizer, settings, _fill(teacher_template, problem, "teacher.context"))
+            teacher_ids = _encode(tokenizer, settings, _fill(teacher_template, problem, f"{role}.context"))
         if len(ids) > settings.max_tokens:
             raise InputError(
                 f"prompts.max_tokens = {settings.max_tokens}: problem {problem.id!r} has {len(ids)} tokens; "
                 f"raise it or remove the problem"
             )
         _check_room(problem, ids, max_new_tokens, context, "student")
-        _check_room(problem, teacher_ids, max_new_tokens, teacher_context, "teacher")
+        _check_room(problem, teacher_ids, max_new_tokens, teacher_context, role)
         prompts.append(Prompt(problem, ids, teacher_ids))
     return prompts
 

@@ -91,8 +91,9 @@ def workload_of(
     if not 0 < mean_length <= 1:
         raise InputError(f"mean_length = {mean_length}: give a fraction of max_new_tokens, above 0 and at most 1")
     assumptions = replace(assumed or Assumptions(mean_length), mean_length=mean_length)
-    student, teacher = shape_of(config.student.path, "student"), shape_of(config.teacher_model.path, "teacher")
-    return Workload(config, student, teacher, 0, 1, 1, assumptions, adapters_of(config.student), processes)
+    student = shape_of(config.student.path, "student")
+    teachers = {role: shape_of(config.teacher_model(role).path, role) for role in config.teacher_roles}
+    return Workload(config, student, teachers, 0, 1, 1, assumptions, adapters_of(config.student), processes)
 
 
 def estimate_of(work: Workload) -> Estimate:

@@ -8,6 +8,7 @@ from ..config import ModelSettings, StudentSettings
 from ..evaluate.batch import EXAM_CACHE_SHARE, EXAM_ROWS_LIMIT
 from ..method.head import CHUNK
 from ..rollout.cache import GROWTH
+from ..train.timetable import overlaps
 from .adapters import ADAPTER_WIDTH
 from .gpus import Gpu
 from .precision import NUMBER_BYTES, product_width, weight_width
@@ -114,6 +115,8 @@ def _resident(work: Workload) -> dict[str, float]:
         found["AdamW"] = 2 * trained
     if "teacher" not in config.offload:
         found |= _targets(work)
+    if overlaps(config):
+        found["weights that write ahead"] = trained
     if work.ranks > 1:
         found |= _target_head(work)
     return found | {"CUDA": work.assumed.context}
@@ -129,8 +132,9 @@ def _trained(work: Workload) -> float:
 def _targets(work: Workload) -> dict[str, float]:
     """The models that score the student. The base of adapters is itself the initial student, and may be the teacher."""
     found = {}
-    if not (work.adapters and work.config.teacher.path == "student"):
-        found["teacher"] = work.teacher.parameters * weight_width(work.config.teacher) / work.ranks
+    for role, settings in work.config.teacher_roles.items():
+        if not (work.adapters and settings.path == "student"):
+            found[role] = work.teachers[role].parameters * weight_width(settings) / work.ranks
     if work.held_to_initial and not work.adapters:
         found["initial student"] = work.student.parameters * weight_width(work.config.student) / work.ranks
     return found
@@ -142,7 +146,8 @@ def _scoring(work: Workload) -> dict[str, float]:
     if not targets:
         return {}
     name = max(targets, key=lambda name: targets[name])
-    shape, settings = (work.teacher, work.config.teacher) if name == "teacher" else (work.student, work.config.student)
+    known = {role: (work.teachers[role], settings) for role, settings in work.config.teacher_roles.items()}
+    shape, settings = known.get(name, (work.student, work.config.student))
     whole = {name: targets[name]} if work.ranks == 1 else {}  # shards come a layer at a time
     return {
         **whole,
@@ -162,15 +167,15 @@ def _gathered(work: Workload, shape: Shape, settings: ModelSettings) -> dict[str
 
 
 def _decoding_copies(work: Workload) -> dict[str, float]:
-    """Copies of the models that write: cast to the type of their products, whole where the live weights are sharded,
-    with the adapters merged where there are some."""
+    """Copies of the models that write, or are sent to servers: cast to the type of their products, whole where the live
+    weights are sharded, with the adapters merged where there are some."""
     config = work.config
     copy = _decoding_copy(work, work.student, config.student)
     if work.adapters:
         copy = max(copy, work.adapters.target_parameters(work.student) * product_width(config.student))
     found = {"student's copy for decoding": copy}
     if config.rollout.kl_budget:
-        found["teacher's copy for decoding"] = _decoding_copy(work, work.teacher, config.teacher)
+        found["teacher's copy for decoding"] = _decoding_copy(work, work.teacher, work.teacher_settings)
         if "teacher" in config.offload and work.ranks == 1:
             found["teacher"] = _targets(work).get("teacher", 0.0)
     return found
@@ -187,11 +192,14 @@ def _cast_copy(shape: Shape, settings: ModelSettings) -> float:
 
 
 def _decoding(work: Workload, rows: int, length: float) -> dict[str, float]:
-    """The cache of `rows` responses of `length` tokens, and what it takes to draw a token of each."""
+    """The cache of `rows` responses of `length` tokens, and what it takes to draw a token of each. Servers have memory
+    of their own."""
     config = work.config
+    if config.rollout.engine.kind != "hf":
+        return {}
     found = {"cache": _cache(work, work.student, config.student, rows, length)}
     if config.rollout.kl_budget:
-        found["teacher's cache"] = _cache(work, work.teacher, config.teacher, rows, length)
+        found["teacher's cache"] = _cache(work, work.teacher, work.teacher_settings, rows, length)
     # logits, the sorted logits with their places, and their running sum in float64
     return found | {"drawing": rows * work.student.vocabulary * (4 + 4 + 8 + 8)}
 
@@ -218,7 +226,7 @@ def _update(work: Workload) -> dict[str, float]:
 def _target_head(work: Workload) -> dict[str, float]:
     """The output embedding of a target, whole, where a divergence over the vocabulary reads it."""
     heads = {
-        "teacher": work.teacher.embedding * weight_width(work.config.teacher),
+        "teacher": work.teacher.embedding * weight_width(work.teacher_settings),
         "initial": work.student.embedding * weight_width(work.config.student),
     }
     read = {n for t in work.config.all_terms.values() for n, needs in t.objective.needs.items() if needs.hidden}

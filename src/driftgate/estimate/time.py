@@ -49,7 +49,7 @@ class Responses:
 def seconds_of(work: Workload, gpu: Gpu) -> Seconds:
     """Seconds of a run and of the examination of its model. All ranks work at the same time; one examines."""
     config, needs = work.config, work.needs
-    student, teacher = (work.student, config.student), (work.teacher, config.teacher)
+    student, teacher = (work.student, config.student), (work.teacher, work.teacher_settings)
     targets = {"teacher": teacher, "initial": student}
     written = Responses(work.share, work.rows, work.mean, work.limit)
     asked = Responses(work.exam_responses, exam_rows(work, gpu), work.exam_mean, work.exam_limit)
@@ -58,8 +58,8 @@ def seconds_of(work: Workload, gpu: Gpu) -> Seconds:
     behaviour = _scoring(work, gpu, *student) if "behaviour" in needs else 0.0
     scored = sum(_scoring(work, gpu, *targets[name]) for name in needs if name != "behaviour")
     exam = decoding_seconds(asked, *student, work.assumed, gpu)
-    steps = config.steps
-    return Seconds(steps * rollout, steps * behaviour, steps * scored, steps * _update(work, gpu), exam)
+    steps, batches = config.steps, work.batches
+    return Seconds(batches * rollout, batches * behaviour, batches * scored, steps * _update(work, gpu), exam)
 
 
 def decoding_seconds(

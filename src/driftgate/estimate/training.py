@@ -31,7 +31,7 @@ def print_training(config: TrainConfig, console: Console, mean_length: float, pr
     gpus = "one GPU" if processes == 1 else f"{processes} GPUs"
     models = ", ".join(
         f"{role} of {shape.parameters / 1e9:.3g} B parameters"
-        for role, shape in {"student": work.student, "teacher": work.teacher}.items()
+        for role, shape in {"student": work.student, **work.teachers}.items()
     )
     console.print(f"{models}; {config.steps} steps on {gpus}; nothing is started", highlight=False)
     column = {"one GPU" if processes == 1 else "each GPU": found}

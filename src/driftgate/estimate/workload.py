@@ -1,10 +1,12 @@
 """How many responses and tokens a run has, and the examination of its model."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from ..config import TrainConfig
+from ..config.models import TeacherSettings
 from ..train.checks import needs_initial
 from ..train.scoring import NeedsOf, needs_of
 from .adapters import Adapters
@@ -26,11 +28,12 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Workload:
-    """One run, its two models and its examination. Memory and time are computed from it."""
+    """One run, its models and its examination. Memory and time are computed from it."""
 
     config: TrainConfig
     student: Shape
-    teacher: Shape
+    teachers: Mapping[str, Shape]
+    """By their names in the settings (`TrainConfig.teacher_roles`)."""
     exam_responses: int
     exam_limit: int
     """Most tokens of an examination's response."""
@@ -41,6 +44,19 @@ class Workload:
     """What is trained instead of the student's weights."""
     ranks: int = 1
     """Processes, each on its GPU, that share the work and shard the models."""
+
+    @property
+    def largest_teacher(self) -> str:
+        """Name in the settings of the largest teacher. Time is estimated as if it scored all responses."""
+        return max(self.teachers, key=lambda role: self.teachers[role].parameters)
+
+    @property
+    def teacher(self) -> Shape:
+        return self.teachers[self.largest_teacher]
+
+    @property
+    def teacher_settings(self) -> TeacherSettings:
+        return self.config.teacher_roles[self.largest_teacher]
 
     @property
     def responses(self) -> int:
@@ -88,11 +104,17 @@ class Workload:
         return needs_initial(self.config)
 
     @property
+    def batches(self) -> int:
+        """Rollout batches that are written and scored; with `rollout.reuse` at most so many."""
+        return math.ceil(self.config.steps / self.config.rollout.refresh)
+
+    @property
     def tokens(self) -> Tokens:
         """Response tokens by what they are used for."""
-        rollout = self.config.steps * self.responses * self.mean
+        batch = self.responses * self.mean
+        rollout, trained = self.batches * batch, self.config.steps * batch * self.config.passes
         scored = rollout if "teacher" in self.needs else 0.0
-        return Tokens(rollout, rollout * self.config.passes, scored, self.exam_responses * self.exam_mean)
+        return Tokens(rollout, trained, scored, self.exam_responses * self.exam_mean)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -103,8 +125,14 @@ class Workload:
             found.append("rollout.horizon keeps responses shorter than max_new_tokens for a while")
         if rollout.on_policy < 1:
             found.append("rollout.on_policy below 1 saves some rollouts")
+        if rollout.engine.kind != "hf":
+            found.append("servers write the rollouts on GPUs of their own; their time is that of one such GPU, in turn")
+        if rollout.reuse is not None:
+            found.append("rollout.reuse writes no more batches than the prompts fill")
         if rollout.teacher_prefix:
             found.append("rollout.teacher_prefix has the teacher write, too")
+        if len(self.teachers) > 1:
+            found.append("every response is taken to be scored by the largest teacher")
         if self.ranks > 1:
             found.append(f"what {self.ranks} processes send each other takes time")
         return tuple(found)

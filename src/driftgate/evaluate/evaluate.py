@@ -43,7 +43,7 @@ class Examinee:
     def stop_ids(self) -> tuple[int, ...]:
         """The ids at which this model ends an answer. Raises InputError where it names none, or contradicts itself."""
         pair = (self.policy.model, self.tokenizer)
-        return load.choose_stop_ids(pair, pair, None)
+        return load.choose_stop_ids(pair, {"model": pair}, None)
 
 
 def load_examinee(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Needs:
-    """What is wanted of a scorer. `a | b` is what serves both."""
+    """What is wanted of a scorer. `a | b` is what serves both, `a & b` what is in both."""
 
     logp: bool = False
     """The log-probability of each sampled token."""
@@ -32,6 +32,9 @@ class Needs:
             at_ids=self.at_ids or other.at_ids,
             hidden=self.hidden or other.hidden,
         )
+
+    def __and__(self, other: "Needs") -> "Needs":
+        return Needs(**{f.name: min(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
 
     def __bool__(self) -> bool:
         return self != Needs()

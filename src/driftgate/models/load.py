@@ -1,5 +1,6 @@
 """Load models and tokenizers, and check that driftgate can train them. Every failure names the setting and the mend."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,17 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
 
 
-def check_vocabularies(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Student and teacher must give every token the same id, as one scores the other's. Raises InputError."""
+def check_vocabularies(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, role: str = "teacher"
+) -> None:
+    """Student and teacher must give every token the same id, as one scores the other's. role: the teacher's name in the
+    settings. Raises InputError."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours == theirs:
         return
     odd = min((t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)), key=repr)
     raise InputError(
-        f"teacher.path: its vocabulary ({len(theirs)} tokens) is not the student's ({len(ours)} tokens); token {odd!r} "
+        f"{role}.path: its vocabulary ({len(theirs)} tokens) is not the student's ({len(ours)} tokens); token {odd!r} "
         f"is {ours.get(odd, 'absent')} for the student and {theirs.get(odd, 'absent')} for the teacher. "
         f"Choose a teacher with the student's tokenizer"
     )
@@ -102,23 +106,25 @@ def stop_ids(model: Any, tokenizer: PreTrainedTokenizerBase, role: str) -> tuple
 
 def choose_stop_ids(
     student: tuple[nn.Module, PreTrainedTokenizerBase],
-    teacher: tuple[nn.Module, PreTrainedTokenizerBase],
+    teachers: Mapping[str, tuple[nn.Module, PreTrainedTokenizerBase]],
     chosen: tuple[int, ...] | None,
 ) -> tuple[int, ...]:
-    """The ids that end a response: `chosen`, or the student's own. Raises InputError where they cannot be learned."""
+    """The ids that end a response: `chosen`, or the student's own. teachers: by their names in the settings. Raises
+    InputError where they cannot be learned."""
     if chosen:
         return chosen
-    ours, theirs = stop_ids(*student, "student"), stop_ids(*teacher, "teacher")
+    ours, every = stop_ids(*student, "student"), {role: stop_ids(*each, role) for role, each in teachers.items()}
     if not ours:
         raise InputError(
             "student.path: neither its tokenizer nor its generation config has an EOS token, so no answer could end; "
             "set rollout.stop_ids=[ID]"
         )
-    if not set(ours) & set(theirs):
-        raise InputError(
-            f"teacher.path: EOS clash: it ends an answer with {list(theirs)}, the student with {list(ours)}, so the "
-            f"teacher would unteach stopping; set rollout.stop_ids=[ID] to the id that both should use"
-        )
+    for role, theirs in every.items():
+        if not set(ours) & set(theirs):
+            raise InputError(
+                f"{role}.path: EOS clash: it ends an answer with {list(theirs)}, the student with {list(ours)}, so the "
+                f"teacher would unteach stopping; set rollout.stop_ids=[ID] to the id that both should use"
+            )
     return ours
 
 

@@ -9,7 +9,7 @@ from .engine import Engine, Request, Sampling
 
 def generate_with_prefix(
     student: Engine,
-    teacher: Engine,
+    teacher: Engine | None,
     requests: Sequence[Request],
     sampling: Sampling,
     tokens: int,
@@ -19,10 +19,12 @@ def generate_with_prefix(
 
     The teacher draws without a budget, with the random key + ("prefix",). The student draws with the key itself. So the
     draws of one do not depend on how many the other made. Where the teacher stops, the response is finished and is all
-    prefix. Returns responses as `Engine.generate` does; `Response.prefix` counts the teacher's tokens.
+    prefix. teacher: None only where it has nothing to write. Returns responses as `Engine.generate` does;
+    `Response.prefix` counts the teacher's tokens.
     """
     if tokens <= 0:
         return student.generate(requests, sampling, advance)
+    assert teacher is not None
     length = min(tokens, sampling.max_new_tokens)
     begun = _begin(teacher, requests, replace(sampling, max_new_tokens=length, budget=None))
     left = sampling.max_new_tokens - length

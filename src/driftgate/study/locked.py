@@ -63,6 +63,13 @@ def _session(run: Path, key: str) -> str:
     return json.loads((run / "environment.json").read_text())[0][key]
 
 
+def _teachers(run: Path) -> str:
+    """The teacher; of several one hash for all."""
+    session = json.loads((run / "environment.json").read_text())[0]
+    several = {name: value for name, value in session.items() if name.startswith("teachers.")}
+    return sha256_of(sorted(several.items())) if several else session["teacher_sha256"]
+
+
 def _shown(run: Path, steps: int) -> str:
     """Which prompts each of the first steps showed, and how often."""
     return sha256_of([[(row["prompt"], row["sample"]) for row in _rows(path)] for path in _steps(run)[:steps]])
@@ -95,7 +102,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 FOR_ALL: dict[str, Hash] = {
     "problems of training, as parsed": lambda run: _session(run, "problems_sha256"),
     "student before training: weights, tokenizer": lambda run: _session(run, "student_sha256"),
-    "teacher: weights, tokenizer": lambda run: _session(run, "teacher_sha256"),
+    "teacher: weights, tokenizer": _teachers,
     "examination: settings, problems": _exam,
     "code and versions": _code,
 }

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..config import TrainConfig
-from ..data.experience import Experience
-from ..data.prompts import Problem, Prompt, encode_prompts, load_problems
+from ..data.prompts import Problem, Prompt, load_problems
+from ..data.rollout import Rollout
 from ..errors import InputError
 from ..models import load
 from ..models.identity import fingerprint
@@ -28,13 +28,15 @@ from . import checkpoint
 from .checkpoint import Position
 from .checks import check_problems, check_ranks, reads_newlines
 from .determinism import prepare_torch
-from .follow import Follower, follower_of
+from .follow import Follower, copies_of
 from .learner import Learner
 from .offload import Parked, ParkedEngine, ParkedScorer, moves, park, park_state
 from .policies import load_policies, scorers_of
 from .rollouts import Engines
+from .routing import check_routes, encoded
 from .run import Run
 from .scoring import check_scorers
+from .teachers import cached, routed, teachers_tokenizers
 
 
 def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run:
@@ -43,27 +45,25 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     device = prepare_torch(config)
     check_ranks(config, world)
     tokenizer = load.load_tokenizer(config.student, "student")
-    teacher_tokenizer = load.load_tokenizer(config.teacher_model, "teacher")
-    load.check_vocabularies(tokenizer, teacher_tokenizer)
-    problems = load_problems(config.prompts)
-    check_problems(problems, config)
+    theirs = teachers_tokenizers(config, tokenizer)
+    problems = problems_of(config)
     last = world.share(checkpoint.all_checkpoints(out / "checkpoints")[-1:])[0]
     model = last[0] / "model" if last else None
     policy, targets, fingerprints = loaded_policies(config, model, tokenizer, device, world)
-    parked = park(config, policy, targets) if world.size == 1 else {}
-    scorers = parked_scorers(scorers_of(config, policy, targets, world), parked)
-    check_scorers(config, scorers)
-    both = (policy.model, tokenizer), (targets["teacher"].model, teacher_tokenizer)
-    stop_ids = load.choose_stop_ids(*both, config.rollout.stop_ids)
-    prompts = encoded(problems, config, tokenizer, policy, targets["teacher"])
+    parked = park(config, policy, {n: t for n, t in targets.items() if n != "writer"}) if world.size == 1 else {}
+    scorers = scorers_for(config, policy, targets, parked, fingerprints, world)
+    teachers = {role: (targets[role].model, each) for role, each in theirs.items()}
+    stop_ids = load.choose_stop_ids((policy.model, tokenizer), teachers, config.rollout.stop_ids)
+    contexts = {role: load.context_length(model) for role, (model, _) in teachers.items()}
+    prompts = encoded(problems, config, tokenizer, load.context_length(policy.model), contexts)
     learner = learner_of(config, policy, targets, parked, world)
-    follower = follower_of(config, policy, targets["teacher"])
-    position, pending = _restore(last[0], learner, follower) if last else (Position(), {})
+    copies = copies_of(config, policy, targets)
+    position, pending = _restore(last[0], learner, copies) if last else (Position(), {})
     if "optimizer" in config.offload:
         park_state(learner.optimizer, policy.device)
-    student = student_engine(config, policy, targets["teacher"], out, prompts, world)
+    student = student_engine(config, policy, targets.get("teacher"), out, prompts, world)
     student.load(policy, learner.version)
-    engines = engines_of(config, student, targets["teacher"], tokenizer, stop_ids, world)
+    engines = engines_of(config, student, targets.get("teacher"), tokenizer, stop_ids, world)
     return Run(
         config=config,
         out=out,
@@ -78,10 +78,18 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         grader=Grader(),
         position=position,
         pending=pending,
-        follower=follower,
+        copies=copies,
         fingerprints=fingerprints,
         world=world,
     )
+
+
+def problems_of(config: TrainConfig) -> list[Problem]:
+    """The problems of the prompt file. Raises InputError for one that lacks what the settings need of it."""
+    problems = load_problems(config.prompts, routed=bool(config.teachers))
+    check_problems(problems, config)
+    check_routes(problems, config)
+    return problems
 
 
 def loaded_policies(
@@ -91,16 +99,20 @@ def loaded_policies(
     checkpoint's."""
     loaded_on = device if world.size == 1 else torch.device("cpu")  # the shards alone go to the device
     policy, targets = load_policies(config, model, loaded_on)
-    fingerprints = fingerprints_of(policy, targets["teacher"], tokenizer) if world.rank == 0 else {}
+    teachers = {role: targets[role] for role in config.teacher_roles}
+    fingerprints = fingerprints_of(policy, teachers, tokenizer) if world.rank == 0 else {}
     if world.size > 1:
         shard_policies(config, policy, targets, device)
     return policy, targets, fingerprints
 
 
-def fingerprints_of(policy: Policy, teacher: Policy, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+def fingerprints_of(
+    policy: Policy, teachers: Mapping[str, Policy], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, str]:
     """SHA-256 of the student, of the frozen base of its adapters, which a checkpoint does not hold, and of the
-    teacher."""
-    found = {"student": fingerprint(policy, tokenizer), "teacher": fingerprint(teacher, tokenizer)}
+    teachers."""
+    found = {"student": fingerprint(policy, tokenizer)}
+    found |= {role: fingerprint(teacher, tokenizer) for role, teacher in teachers.items()}
     if policy.adapters is not None:
         found["base"] = fingerprint(AdapterView(policy, None), tokenizer)
     return found
@@ -121,19 +133,6 @@ def shard_policies(config: TrainConfig, policy: Policy, targets: dict[str, Polic
             shard(target, mesh, keep_head=name in read, offload=waits)
 
 
-def encoded(
-    problems: Sequence[Problem],
-    config: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    policy: Policy,
-    teacher: Policy,
-) -> list[Prompt]:
-    """The problems as token ids. Raises InputError for a prompt that leaves its response no room."""
-    contexts = {"context": load.context_length(policy.model), "teacher_context": load.context_length(teacher.model)}
-    new, template = config.rollout.max_new_tokens, config.teacher.context
-    return encode_prompts(problems, tokenizer, config.prompts, new, teacher_template=template, **contexts)
-
-
 def learner_of(
     config: TrainConfig, policy: Policy, targets: Mapping[str, Policy], parked: Mapping[str, Parked], world: World
 ) -> Learner:
@@ -146,13 +145,14 @@ def learner_of(
 def engines_of(
     config: TrainConfig,
     student: Engine,
-    teacher: Policy,
+    teacher: Policy | None,
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: tuple[int, ...],
     world: World,
 ) -> Engines:
-    writer: Engine = HFEngine(teacher, config.rollout.batch)
-    writer = SharedEngine(writer, world) if world.size > 1 else writer
+    """teacher: None where there is not one that can write."""
+    writer: Engine | None = HFEngine(teacher, config.rollout.batch) if teacher is not None else None
+    writer = SharedEngine(writer, world) if writer is not None and world.size > 1 else writer
 
     def encode(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -161,7 +161,12 @@ def engines_of(
 
 
 def student_engine(
-    config: TrainConfig, policy: Policy, teacher: Policy, out: Path, prompts: Sequence[Prompt], world: World
+    config: TrainConfig,
+    policy: Policy,
+    teacher: Policy | None,
+    out: Path,
+    prompts: Sequence[Prompt],
+    world: World,
 ) -> Engine:
     """Not loaded yet. Raises InputError for servers that cannot serve this student."""
     settings, new = config.rollout.engine, config.rollout.max_new_tokens
@@ -177,6 +182,21 @@ def student_engine(
     return LedEngine(make, world) if world.size > 1 else make()
 
 
+def scorers_for(
+    config: TrainConfig,
+    policy: Policy,
+    targets: dict[str, Policy],
+    parked: Mapping[str, Parked],
+    fingerprints: Mapping[str, str],
+    world: World,
+) -> dict[str, Scorer]:
+    """See `Run.scorers`. Raises InputError where one of them cannot score what is needed."""
+    own = parked_scorers(scorers_of(config, policy, targets, world), parked)
+    scorers = routed(config, cached(config, own, targets, fingerprints, world))
+    check_scorers(config, scorers)
+    return scorers
+
+
 def parked_scorers(scorers: Mapping[str, Scorer], parked: Mapping[str, Parked]) -> dict[str, Scorer]:
     """The scorers; those whose models wait in the computer's memory bring them to the GPU to score."""
     return {**scorers, **{name: ParkedScorer(scorers[name], model) for name, model in parked.items()}}
@@ -184,7 +204,7 @@ def parked_scorers(scorers: Mapping[str, Scorer], parked: Mapping[str, Parked]) 
 
 def parked_engines(config: TrainConfig, engines: Engines, teacher: Parked | None) -> Engines:
     """The engines, where the teacher waits in the computer's memory: it comes to write, or to guide the student."""
-    if teacher is None:
+    if teacher is None or engines.teacher is None:
         return engines
     student = ParkedEngine(engines.student, teacher) if config.rollout.kl_budget else engines.student
     return replace(engines, student=student, teacher=ParkedEngine(engines.teacher, teacher))
@@ -198,16 +218,17 @@ def newline_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
     return table
 
 
-def _restore(path: Path, learner: Learner, follower: Follower | None) -> tuple[Position, dict[str, Experience]]:
+def _restore(path: Path, learner: Learner, copies: Mapping[str, Follower]) -> tuple[Position, dict[int, Rollout]]:
     position, state, pending = checkpoint.load(path)
     try:
         learner.load_state_dict(state)
         if learner.world.size > 1 or (path / checkpoint.SHARDS).is_dir():
             from .sharded import restore
 
-            restore(path, learner, follower, state)
-        elif follower is not None:
-            follower.load_state_dict(state)
+            restore(path, learner, copies, state)
+        else:
+            for name in copies.keys() & state.keys():
+                copies[name].load(state[name])
     except ValueError as error:
         raise InputError(
             f"{path}: its optimiser belongs to a model of another shape ({error}); restore the checkpoint, or delete "

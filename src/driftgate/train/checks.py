@@ -40,7 +40,8 @@ def check_ranks(config: TrainConfig, world: World) -> None:
             f"{world.size} processes: an optimiser update learns from {update} responses, so some would have none; "
             f"start fewer, or raise prompts.per_step, rollout.samples or minibatch"
         )
-    quantised = [name for name in ("student", "teacher") if getattr(config, name).quantise]
+    models = {"student": config.student, **config.teacher_roles}
+    quantised = [name for name, model in models.items() if model.quantise]
     if world.size > 1 and quantised:
         raise InputError(
             f"{quantised[0]}.quantise with {world.size} processes: 4-bit weights are not sharded; set it to null"

@@ -59,6 +59,8 @@ def check_resumable(before: TrainConfig, config: TrainConfig, out: Path) -> Trai
     refused = [name for name in changed if name not in MAY_CHANGE]
     if "steps" in changed and config.optimizer.schedule != "constant":
         refused.append("steps (the schedule of the learning rate depends on them)")
+    if "steps" in changed and config.rollout.stale:
+        refused.append("steps (rollout.lag, refresh and reuse write batches for them ahead)")
     if refused:
         raise InputError(
             f"--out {out}: holds a run with other settings: {', '.join(refused)}; its own are in "
@@ -70,12 +72,24 @@ def check_resumable(before: TrainConfig, config: TrainConfig, out: Path) -> Trai
 def changed_settings(before: TrainConfig, config: TrainConfig) -> list[str]:
     """Names of the settings at the top level that differ. If `rollout` differs only in its batch, or in which servers
     write, "rollout.batch"."""
+    before = _with_places(before, config)
     changed = [name for name in TrainConfig.model_fields if getattr(before, name) != getattr(config, name)]
     free: dict[str, Any] = {"batch": config.rollout.batch}
     if before.rollout.engine.kind == config.rollout.engine.kind:
         free["engine"] = config.rollout.engine
     same = before.rollout.model_copy(update=free) == config.rollout
     return ["rollout.batch" if name == "rollout" and same else name for name in changed]
+
+
+def _with_places(before: TrainConfig, config: TrainConfig) -> TrainConfig:
+    """`before`, with the teachers' caches where `config` has them: these change nothing that a run computes."""
+    moved = {
+        role: each.model_copy(update={"cache": config.teacher_roles[role].cache})
+        for role, each in before.teacher_roles.items()
+        if role in config.teacher_roles
+    }
+    several = {name: moved.get(f"teachers.{name}", each) for name, each in before.teachers.items()}
+    return before.model_copy(update={"teacher": moved.get("teacher", before.teacher), "teachers": several})
 
 
 def lock(out: Path):
@@ -93,7 +107,10 @@ def fingerprint_of_problems(prompts: Sequence[Prompt]) -> str:
     """SHA-256, in hex, of the parsed problems. The file that they come from does not matter."""
     digest = hashlib.sha256()
     for prompt in prompts:
-        digest.update(json.dumps(asdict(prompt.problem), sort_keys=True).encode())
+        known = asdict(prompt.problem)
+        if known["teacher"] is None:
+            del known["teacher"]  # so that a run of one teacher has the fingerprint that it always had
+        digest.update(json.dumps(known, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -14,21 +14,27 @@ from ..models.views import AdapterView
 from ..scorers.local import LocalScorer
 from ..world import World
 from .checks import check_supports, needs_initial
+from .timetable import overlaps
 
 
 def load_policies(
     config: TrainConfig, checkpoint_model: Path | None, device: torch.device
 ) -> tuple[Policy, dict[str, Policy]]:
-    """The student, from a checkpoint where there is one, and those it is compared with: "teacher" and, where a term
-    asks for it, "initial"; all cut to the vocabulary that they share. Raises InputError."""
+    """The student, from a checkpoint where there is one, and those it is compared with: its teachers
+    (`TrainConfig.teacher_roles`), "initial" where a term asks for it, and "writer" where rollouts are written while the
+    student learns; all cut to the vocabulary that they share. Raises InputError."""
     policy = _student(config, checkpoint_model, device)
-    targets = {"teacher": _teacher(config, policy, device)}
+    targets = {role: _teacher(config, role, policy, device) for role in config.teacher_roles}
     check_head(policy, "student", config.student.path)
-    check_head(targets["teacher"], "teacher", config.teacher.path)
+    for role, target in targets.items():
+        check_head(target, role, config.teacher_roles[role].path)
     if needs_initial(config):
         targets["initial"] = _initial(config, policy, device)
-    vocabulary = min(policy.vocabulary_size, targets["teacher"].vocabulary_size)
-    for each in (policy, *targets.values()):
+    if overlaps(config):
+        targets["writer"] = _writer(config, policy, device)
+    every = [policy, *targets.values()]
+    vocabulary = min(each.vocabulary_size for each in every)
+    for each in every:
         each.vocabulary = vocabulary
     for target in targets.values():
         target.requires_grad_(False)
@@ -51,14 +57,15 @@ def _student(config: TrainConfig, checkpoint_model: Path | None, device: torch.d
     return Policy(model, settings.compute, adapters)
 
 
-def _teacher(config: TrainConfig, policy: Policy, device: torch.device) -> Policy:
+def _teacher(config: TrainConfig, role: str, policy: Policy, device: torch.device) -> Policy:
     """Another model; or the student itself as it began, which may then follow the student (see `follow`)."""
-    if config.teacher.path != STUDENT or policy.adapters is None:
-        settings = config.teacher_model
-        return Policy(load.load_model(settings, "teacher", device), settings.compute)
-    if config.teacher.follow is None:
+    given = config.teacher_roles[role]
+    if given.path != STUDENT or policy.adapters is None:
+        settings = config.teacher_model(role)
+        return Policy(load.load_model(settings, role, device), settings.compute)
+    if given.follow is None:
         return AdapterView(policy, None)
-    policy.adapters.add_follower(config.seed)
+    policy.adapters.add_copy(lora.FOLLOWER, config.seed)
     return AdapterView(policy, lora.FOLLOWER)
 
 
@@ -67,6 +74,14 @@ def _initial(config: TrainConfig, policy: Policy, device: torch.device) -> Polic
     if policy.adapters is not None:
         return AdapterView(policy, None)
     return Policy(load.load_model(config.student, "student", device), config.student.compute)
+
+
+def _writer(config: TrainConfig, policy: Policy, device: torch.device) -> Policy:
+    """A copy of the student's weights: with adapters another one on its base, else a model of its own."""
+    if policy.adapters is None:
+        return Policy(load.load_model(config.student, "student", device), config.student.compute)
+    policy.adapters.add_copy(lora.WRITER, config.seed)
+    return AdapterView(policy, lora.WRITER)
 
 
 def enable_checkpointing(policy: Policy) -> None:
@@ -81,7 +96,7 @@ def enable_checkpointing(policy: Policy) -> None:
 
 
 def scorers_of(config: TrainConfig, policy: Policy, targets: dict[str, Policy], world: World) -> dict[str, LocalScorer]:
-    """The student under "behaviour", and the targets. Only the teacher sees prompts of its own."""
+    """The student under "behaviour", and the targets. Only the teachers see prompts of their own."""
     how = config.microbatch_tokens, config.rollout.temperature
-    scorers = {name: LocalScorer(each, *how, name == "teacher", world) for name, each in targets.items()}
+    scorers = {name: LocalScorer(each, *how, name in config.teacher_roles, world) for name, each in targets.items()}
     return {"behaviour": LocalScorer(policy, *how, world=world), **scorers}

@@ -1,0 +1,100 @@
+"""The teachers of a run, against its other settings. Every function raises ValueError for what does not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from .models import STUDENT, StudentSettings, TeacherSettings
+
+if TYPE_CHECKING:
+    from .run import TrainConfig
+
+
+def check_one_way(teacher: TeacherSettings | None, teachers: Mapping[str, TeacherSettings]) -> None:
+    """Either `teacher` or `teachers` is set."""
+    if teacher is None and not teachers:
+        raise ValueError("teacher: missing; set teacher.path=..., or several by name: teachers={math: {path: ...}}")
+    if teacher is not None and teachers:
+        raise ValueError(
+            f"teachers = {', '.join(teachers)} beside teacher.path = {teacher.path}: one of the two is meant; set "
+            f"teacher=null, or take teachers out"
+        )
+    for name in teachers:
+        if not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(f"teachers.{name}: a name is made of letters, digits, - and _; choose another")
+
+
+def settled(role: str, teacher: TeacherSettings, student: StudentSettings) -> TeacherSettings:
+    """A teacher's settings. With LoRA, a teacher that is the student shares its weights, and so their types. role: the
+    teacher's name in the settings."""
+    if teacher.path != STUDENT:
+        if teacher.follow is not None:
+            raise ValueError(
+                f"{role}.follow with {role}.path = {teacher.path!r}: only a teacher that is the student can "
+                f"follow it; set {role}.path=student, or take {role}.follow out"
+            )
+        return teacher
+    if student.lora is None:
+        if teacher.follow is not None and teacher.follow.ema and teacher.dtype == "bfloat16":
+            raise ValueError(
+                f"{role}.follow.ema with {role}.dtype = bfloat16, which swallows small moves of the average; set "
+                f"{role}.dtype=float32"
+            )
+        return teacher
+    if student.quantise and teacher.follow is not None:
+        raise ValueError(
+            f"{role}.follow with student.quantise = {student.quantise}: a following adapter on a 4-bit base "
+            f"is not supported; set one of them to null"
+        )
+    shared = {name: getattr(student, name) for name in ("dtype", "compute", "quantise")}
+    return teacher.model_copy(update=shared)
+
+
+def check_several(config: TrainConfig) -> None:
+    """With `teachers` nothing is set that needs one teacher for all problems."""
+    for name, teacher in config.teachers.items():
+        if teacher.follow is not None:
+            raise ValueError(f"teachers.{name}.follow: only a single `teacher` can follow the student; take it out")
+    for setting, does in one_teacher_needed(config).items():
+        raise ValueError(f"{setting} with teachers: {does}, and each problem has its own; give one `teacher` instead")
+
+
+def check_caches(config: TrainConfig) -> None:
+    """A teacher with a cache stays as it is, and is not asked for hidden states."""
+    for role, teacher in config.teacher_roles.items():
+        if teacher.cache is None:
+            continue
+        if teacher.follow is not None:
+            raise ValueError(
+                f"{role}.cache with {role}.follow: scores of a teacher that moves are not met again; take "
+                "one of the two out"
+            )
+        for setting in over_vocabulary(config):
+            raise ValueError(
+                f"{role}.cache with {setting}.support = vocabulary: it needs hidden states, which are not "
+                "kept; set cache=null, or a support of k tokens"
+            )
+
+
+def over_vocabulary(config: TrainConfig) -> list[str]:
+    """Settings of the objectives that are compared with a teacher over the whole vocabulary."""
+    found = {name: term.objective.needs.get("teacher") for name, term in config.all_terms.items()}
+    named = [name for name, needs in found.items() if needs is not None and needs.hidden]
+    return ["objective" if name == "main" else f"terms.{name}.objective" for name in named]
+
+
+def one_teacher_needed(config: TrainConfig) -> dict[str, str]:
+    """Setting -> what it does with a teacher's own model, beyond scores of the tokens."""
+    found = {}
+    if config.rollout.kl_budget:
+        found[f"rollout.kl_budget = {config.rollout.kl_budget}"] = "one teacher guides the student's draws"
+    if config.rollout.teacher_prefix:
+        found[f"rollout.teacher_prefix = {config.rollout.teacher_prefix}"] = "one teacher begins the responses"
+    for name, term in config.all_terms.items():
+        if term.responses == "teacher":
+            found[f"terms.{name}.responses = teacher"] = "one teacher writes these responses"
+    for setting in over_vocabulary(config):
+        found[f"{setting}.support = vocabulary"] = "one teacher's output embedding is compared with the student's"
+    return found

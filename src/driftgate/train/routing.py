@@ -1,0 +1,84 @@
+"""Which teacher scores which problem: checks before any compute, prompts, and metrics by teacher."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..config import TrainConfig
+from ..data.experience import Experience
+from ..data.prompts import Problem, Prompt, encode_prompts
+from ..errors import InputError
+
+
+def check_routes(problems: Sequence[Problem], config: TrainConfig) -> None:
+    """With several teachers every problem names one of them, and every teacher has a problem. Raises InputError."""
+    if not config.teachers:
+        return
+    names, column = sorted(config.teachers), config.prompts.columns.get("teacher", "teacher")
+    for problem in problems:
+        if problem.teacher not in config.teachers:
+            shown = "names no teacher" if problem.teacher is None else f"names the teacher {problem.teacher!r}"
+            raise InputError(
+                f"prompts.path = {config.prompts.path}: problem {problem.id!r} {shown} in column {column!r}; the "
+                f"teachers are {', '.join(names)}; mend the column, or name another with prompts.columns.teacher=..."
+            )
+    used = {problem.teacher for problem in problems}
+    if unused := [name for name in names if name not in used]:
+        raise InputError(
+            f"teachers.{unused[0]}: no problem of prompts.path = {config.prompts.path} names it in column {column!r}; "
+            f"take the teacher out, or mend the column"
+        )
+
+
+def encoded(
+    problems: Sequence[Problem],
+    config: TrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    context: int | None,
+    teacher_contexts: Mapping[str, int | None],
+) -> list[Prompt]:
+    """The problems as token ids, each as its teacher is to see it. context, teacher_contexts: positions that the
+    student and each teacher were made for. Raises InputError for a prompt that leaves its response no room."""
+    prompts: dict[str, Prompt] = {}
+    for number, (role, teacher) in enumerate(config.teacher_roles.items()):
+        own = [p for p in problems if not config.teachers or f"teachers.{p.teacher}" == role]
+        how = config.prompts, config.rollout.max_new_tokens, context, teacher.context, teacher_contexts[role], role
+        for prompt in encode_prompts(own, tokenizer, *how):
+            prompts[prompt.problem.id] = replace(prompt, teacher=number) if config.teachers else prompt
+    return [prompts[problem.id] for problem in problems]
+
+
+def rollout_by_teacher(config: TrainConfig, batch: Experience) -> dict[str, float]:
+    """Of each of several teachers: its share of the tokens that are learned from, and the share of right responses
+    among its problems' (by tokens' responses; without verdicts none). Empty with one teacher."""
+    found = {}
+    for name, sequences in _sequences(config, batch).items():
+        tokens = batch.tokens_of(sequences)
+        found[f"teacher.{name}.share"] = len(tokens) / len(batch.ids)
+        written = [i for i in sequences if batch.written[i] and batch.keep[i].any()]
+        if batch.correct is not None and written:
+            right = batch.correct[torch.tensor([batch.starts[i] for i in written])]
+            found[f"teacher.{name}.correct"] = float(right.mean())
+    return found
+
+
+def gaps_by_teacher(config: TrainConfig, batch: Experience) -> dict[str, float]:
+    """`teacher_gap` of each of several teachers: the mean of log q - log o in nats over the tokens that the student
+    wrote for it. Empty with one teacher, and where either has not been scored."""
+    ours, theirs, found = batch.scores.behaviour.logp, batch.scores.teacher.logp, {}
+    if ours is None or theirs is None:
+        return {}
+    for name, sequences in _sequences(config, batch).items():
+        tokens = batch.tokens_of([i for i in sequences if batch.written[i]])
+        if len(tokens):
+            found[f"teacher.{name}.gap"] = float((theirs - ours)[tokens].mean())
+    return found
+
+
+def _sequences(config: TrainConfig, batch: Experience) -> dict[str, list[int]]:
+    """The sequences of each of several teachers, by its name."""
+    if batch.teacher is None:
+        return {}
+    return {name: (batch.teacher == n).nonzero().flatten().tolist() for n, name in enumerate(sorted(config.teachers))}
