@@ -19,18 +19,19 @@ from .checks import check_supports, needs_initial
 def load_policies(
     config: TrainConfig, checkpoint_model: Path | None, device: torch.device
 ) -> tuple[Policy, dict[str, Policy]]:
-    """The student, from a checkpoint where there is one, and those it is compared with: its teachers
-    (`TrainConfig.teacher_roles`) and, where a term asks for it, "initial"; all cut to the vocabulary that they share.
+    """The student, from a checkpoint where there is one, and those it is compared with: its local
+    teachers and, where a term asks for it, "initial"; all cut to the vocabulary that they share.
     Raises InputError."""
     policy = _student(config, checkpoint_model, device)
-    targets = {role: _teacher(config, role, policy, device) for role in config.teacher_roles}
+    targets = {role: _teacher(config, role, policy, device) for role in config.local_teachers}
     check_head(policy, "student", config.student.path)
     for role, target in targets.items():
         check_head(target, role, config.teacher_roles[role].path)
     if needs_initial(config):
         targets["initial"] = _initial(config, policy, device)
     every = [policy, *targets.values()]
-    vocabulary = min(each.vocabulary_size for each in every)
+    declared = [load.declared_vocabulary(config.teacher_model(role), role) for role in config.served_teachers]
+    vocabulary = min([*(each.vocabulary_size for each in every), *(size for size in declared if size)])
     for each in every:
         each.vocabulary = vocabulary
     for target in targets.values():

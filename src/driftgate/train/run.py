@@ -16,6 +16,7 @@ from ..data.prompts import Prompt
 from ..models.policy import Policy
 from ..models.save import save_model
 from ..scorers.scorer import Scorer
+from ..scorers.server import ServedScorer
 from ..stop import Stopped, StopSignal
 from ..verify.grading import Grader
 from ..world import Alone, World
@@ -42,7 +43,7 @@ class Run:
     policy: Policy
     """The student."""
     targets: dict[str, Policy]
-    """"teacher", or several under "teachers.NAME"; and, where a term is held to it, "initial"."""
+    """The models of local teachers under "teacher" or "teachers.NAME", and, where a term is held to it, "initial"."""
     tokenizer: PreTrainedTokenizerBase
     scorers: Mapping[str, Scorer]
     """"behaviour" (the student), "teacher" and, where a term is held to it, "initial"."""
@@ -59,6 +60,8 @@ class Run:
     """SHA-256 of the student and its teachers as the session found them; on rank 0 alone."""
     follower: Follower | None = None
     """Moves the teacher after the student; None for a teacher that stays as it is."""
+    served: dict[str, ServedScorer] = field(default_factory=dict)
+    """The teachers on servers, by their names in the settings."""
     world: World = field(default_factory=Alone)
     stop: StopSignal = field(default_factory=StopSignal)
 
@@ -73,6 +76,8 @@ class Run:
             folder, keep = self.out / "checkpoints", self.config.checkpoint.keep
             student = self.policy, self.tokenizer, self.learner, self.follower
             self.sharded = ShardedCheckpoints(self.world, folder, keep, *student)
+        for scorer in self.served.values():
+            scorer.check = lambda: self.stop.check()  # the signal's handler comes later
         self.latest: dict[str, float] = {}
         """Metrics of the last update."""
 
