@@ -24,6 +24,7 @@ from driftgate.train.weighing import Moment
 from driftgate.world import Alone
 
 QUIET = Console(quiet=True)
+NOT_DIAGNOSED = {"diagnostics": {"every": 0}}
 DOCS = Path(__file__).parent.parent / "docs" / "teachers.md"
 
 
@@ -72,7 +73,7 @@ def at(settings, *urls, **more):
     """The same run with its teacher on servers."""
     teacher = settings["teacher"] | {"kind": "server", "urls": list(urls)} | more
     rollout = settings["rollout"] | {"allow_truncated": True}
-    return settings | {"teacher": teacher, "rollout": rollout, "device": "cpu", "steps": 1}
+    return settings | {"teacher": teacher, "rollout": rollout, "device": "cpu", "steps": 1} | NOT_DIAGNOSED
 
 
 def divergence(**how):
@@ -156,9 +157,9 @@ def test_a_run_with_a_served_teacher_is_recorded_and_resumes(settings, server, t
     assert len(session["teacher_sha256"]) == 64
     with FakeVLLM(pair[1]) as elsewhere:
         run(check_config(at(settings, elsewhere.url) | {"steps": 2}), tmp_path / "run", QUIET)
-    with FakeVLLM(make_model(tmp_path / "other", 9, hidden=48)) as other:
-        with pytest.raises(InputError, match=r"teacher.urls: the model is not the one that .* it says other log-prob"):
-            run(check_config(at(settings, other.url) | {"steps": 3}), tmp_path / "run", QUIET)
+    said = r"teacher.urls: the model is not the one that .* it says other log-prob"
+    with FakeVLLM(make_model(tmp_path / "other", 9, hidden=48)) as other, pytest.raises(InputError, match=said):
+        run(check_config(at(settings, other.url) | {"steps": 3}), tmp_path / "run", QUIET)
 
 
 def test_scores_of_a_served_teacher_can_be_kept(settings, server, tmp_path):

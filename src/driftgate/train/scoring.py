@@ -64,7 +64,8 @@ def needs_of_run(config: TrainConfig) -> NeedsOf:
     """What has to be scored at any step, of any responses."""
     every = config.diagnostics.every
     needs: NeedsOf = {}
-    steps = {0, config.steps - 1, *([every - 1] if every else [])}  # ramps are at their ends, diagnostics on
+    # ramps are at their ends, diagnostics on
+    steps = {0, config.steps - 1, *([every - 1] if 0 < every <= config.steps else [])}
     for responses in {term.responses for term in config.all_terms.values()} | {"student"}:
         for step in steps:
             needs = _both(needs, needs_of(config, responses, step))
