@@ -1,5 +1,6 @@
 """Servers: what the client says of those that fail, work shared by several, and vLLM's calls."""
 
+import pickle
 import threading
 
 import pytest
@@ -34,6 +35,12 @@ def server(fake):
 
 def answer(server, seed):
     return vllm_api.generate(server, PROMPT, 12, seed)
+
+
+@pytest.mark.parametrize("error", [LostError("http://a", "is gone"), RefusedError("http://a", "no", 400)])
+def test_errors_travel_to_other_ranks(error):
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
 def test_what_is_no_address_is_refused():

@@ -6,9 +6,10 @@ from conftest import make_model
 from fake_vllm import FakeVLLM, logprobs_of
 from rich.console import Console
 from safetensors.torch import load_file
+from test_lora import adapted
 
 from driftgate.config.engine import VLLMSettings
-from driftgate.errors import InputError
+from driftgate.errors import InputError, RunError
 from driftgate.models.load import load_model
 from driftgate.models.policy import Policy
 from driftgate.recipe import check_config
@@ -125,7 +126,7 @@ def test_weights_arrive_inside_a_pause(fake, policy, tmp_path):
             r"prompt log-probabilities differ by .* nats .* allowed are 0\.001 .* has other weights, or computes",
         ),
         ("head", r"prompt log-probabilities differ"),
-        ("cache", r"a decoded token behind a cached prompt differ by .* a cache of prompts by older weights has surv"),
+        ("cache", r"a token decoded behind a cached prompt differs by .* a cache of prompts by older weights has surv"),
         ("version", r"it says that its weights are 'default', not '\w+-1'; start it again, and let no other run use"),
     ],
 )
@@ -239,6 +240,15 @@ def test_an_answer_that_was_cut_silently_is_noticed(fake, policy, tmp_path):
         engine.generate(REQUESTS[:1], Sampling(300, 1.0, 0.9, ()))
 
 
+def test_a_token_that_the_teacher_lacks_is_refused(fake, policy, tmp_path):
+    engine = engine_of(fake, policy, tmp_path)
+    policy.vocabulary = 20
+    engine.settings = engine.settings.model_copy(update={"tolerance": 100.0})
+    engine.load(policy, 0)
+    with pytest.raises(ServerError, match=r"has drawn the token \d+, but student and teacher share 20 only; take a st"):
+        engine.generate(REQUESTS, HOW)
+
+
 def test_a_budget_is_refused(fake, policy, tmp_path):
     with pytest.raises(ValueError, match=r"budget = 0\.1 nats: a server draws from the student alone"):
         engine_of(fake, policy, tmp_path).generate(REQUESTS, Sampling(5, 1.0, 0.9, (1,), 0.1))
@@ -287,3 +297,33 @@ def test_a_restarted_server_that_comes_back_wrong_ends_the_rollout(fake, policy,
     fake.fault = "stale"
     with pytest.raises(ServerError, match="after the sync prompt log-probabilities differ"):
         engine.generate(REQUESTS, HOW)
+
+
+def test_adapters_are_merged_before_they_are_sent(fake, pair, tmp_path):
+    policy = adapted(pair[0])
+    engine = engine_of(fake, policy, tmp_path)
+    engine.load(policy, 1)  # probed against the forward through the adapters
+    assert load_file(engine.file).keys() == fake.model.state_dict().keys()
+
+
+def test_a_student_in_bfloat16_is_sent_so_and_may_differ_more(fake, policy, tmp_path):
+    policy.compute = "bfloat16"
+    engine = engine_of(fake, policy, tmp_path)
+    engine.load(policy, 1)
+    assert {value.dtype for value in load_file(engine.file).values()} == {torch.bfloat16}
+    assert engine.probe.tolerance == 0.1
+
+
+def test_the_file_of_weights_goes_when_the_engine_is_closed(fake, policy, tmp_path):
+    engine = engine_of(fake, policy, tmp_path)
+    engine.load(policy, 1)
+    assert engine.file.is_file()
+    engine.close()
+    assert not engine.folder.exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(fake, policy, tmp_path):
+    (tmp_path / "file").write_text("")
+    engine = engine_of(fake, policy, tmp_path, weights=str(tmp_path / "file"))
+    with pytest.raises(RunError, match=r"rollout\.engine\.weights = .*file: cannot be written to"):
+        engine.load(policy, 1)

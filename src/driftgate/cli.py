@@ -104,6 +104,7 @@ def evaluate(
     ] = None,
     compute: Annotated[str | None, typer.Option(help="bfloat16 for matrix products. Default: as --dtype.")] = None,
     device: str = "auto",
+    server: Annotated[list[str] | None, typer.Option(help="A vLLM server that writes the samples. Repeat.")] = None,
 ) -> None:
     """pass@k, avg@n and maj@k of a model, with 95 % intervals over problems; the same command resumes after a stop."""
     from .config.exam import ExamSettings
@@ -112,6 +113,7 @@ def evaluate(
 
     values = {"benchmarks": benchmark, "samples": samples, "temperature": temperature, "top_p": top_p, "seed": seed}
     values |= {"max_new_tokens": max_new_tokens, "limit": limit, "batch": batch, "template": template, "chat": chat}
+    values |= {"engine": {"kind": "vllm", "urls": server}} if server else {}
     try:
         settings = checked(ExamSettings, values)
     except InputError as error:

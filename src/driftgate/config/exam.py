@@ -1,10 +1,11 @@
 """How a model is evaluated: the one group of settings that `driftgate eval`, a study and the demo share."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from ..settings import Settings
+from .engine import EngineSettings, HFSettings
 from .run import TrainConfig
 
 
@@ -36,6 +37,15 @@ class ExamSettings(Settings):
     """System message; null: as it was trained, else none."""
     stop_ids: tuple[int, ...] | None = None
     """Token ids that end a response; null: as it was trained, else the model's own."""
+
+    engine: EngineSettings = HFSettings()
+    """What writes the samples, as `rollout.engine`."""
+
+    def described(self) -> dict[str, Any]:
+        """All that samples depend on, as JSON holds it: which servers write them is left out, but not that servers
+        do."""
+        served = {"engine": {"kind": self.engine.kind}} if self.engine.kind != "hf" else {}
+        return self.model_dump(mode="json", exclude={"engine"}) | served
 
     def as_trained(self, config: TrainConfig) -> "ExamSettings":
         """The same with what is null filled in from the run that trained the model."""

@@ -20,12 +20,11 @@ from ..models import load
 from ..models.identity import fingerprint
 from ..models.policy import Policy, check_head
 from ..rollout.engine import Request, Sampling
-from ..rollout.hf import HFEngine
 from ..verify.boxed import answer_of
 from ..verify.grading import Grader
-from .batch import fitting_batch
 from .folder import Folder, Row
 from .measures import measures
+from .writer import Writer
 
 LONGEST = 16_384
 Part = list[tuple[Prompt, Sequence[int]]]
@@ -38,6 +37,8 @@ class Examinee:
 
     policy: Policy
     tokenizer: Any
+    path: str = ""
+    """Where it was loaded from."""
 
     def stop_ids(self) -> tuple[int, ...]:
         """The ids at which this model ends an answer. Raises InputError where it names none, or contradicts itself."""
@@ -58,7 +59,7 @@ def load_examinee(
     model = load.load_model(settings, "model", load.pick_device(device))
     policy = Policy(model, compute)
     check_head(policy, "model", path)
-    return Examinee(policy, tokenizer)
+    return Examinee(policy, tokenizer, path)
 
 
 def evaluate(
@@ -84,11 +85,12 @@ def evaluate(
     advance(len(folder.rows))
     if (done := folder.result()) is not None and folder.rows.keys() >= set(wanted):
         return done
-    for name in problems:
-        _complete(folder, examinee, name, prompts[name], settings, advance)
+    with Writer(examinee.policy, examinee.path, settings, out) as writer:
+        for name in problems:
+            _complete(folder, examinee, name, prompts[name], settings, writer, advance)
     rows = [folder.rows[key] for key in wanted]
     summary = {
-        "settings": settings.model_dump(),
+        "settings": settings.described(),
         "benchmarks": pins,
         "problems": {name: len(part) for name, part in problems.items()},
         "pass": measures(rows),
@@ -102,7 +104,7 @@ def evaluate(
 
 def _asked(examinee: Examinee, settings: ExamSettings, pins: dict[str, Any]) -> dict[str, Any]:
     """Everything that the samples depend on; not the batch, which decides how long they take."""
-    chosen = {name: value for name, value in settings.model_dump().items() if name not in ("benchmarks", "batch")}
+    chosen = {name: value for name, value in settings.described().items() if name not in ("benchmarks", "batch")}
     return {
         "settings": chosen | {"stop_ids": settings.stop_ids or examinee.stop_ids()},
         "benchmarks": pins,
@@ -133,6 +135,7 @@ def _complete(
     name: str,
     prompts: Sequence[Prompt],
     settings: ExamSettings,
+    writer: Writer,
     advance: Callable[[int], None],
 ) -> None:
     """Sample and grade what the folder lacks of one benchmark, in parts of one decoding batch each."""
@@ -141,11 +144,11 @@ def _complete(
     new = settings.max_new_tokens or min(LONGEST, room)
     stop_ids = settings.stop_ids or examinee.stop_ids()
     sampling = Sampling(new, settings.temperature, settings.top_p, stop_ids)
-    batch = settings.batch or fitting_batch(examinee.policy, longest + new)
+    batch = writer.batch(longest + new)
     parts = [left for part in plan(prompts, settings.samples, batch) if (left := _lacking(folder, name, part))]
     if not parts:
         return
-    engine = HFEngine(examinee.policy, batch)
+    engine = writer.engine(longest, new, batch)
     with Grader() as grader:
         for part in parts:
             requests = [Request(p.ids, tuple(_address(settings, name, p, n) for n in left)) for p, left in part]

@@ -45,14 +45,14 @@ class Probe:
         rows = vllm_api.prompt_logprobs(server, self.short)
         said = torch.tensor([row.get(id, -torch.inf) for id, row in zip(self.short[1:], rows)])
         if (gap := _gap(said, self.logp)) > self.tolerance:
-            raise self._wrong(server, "prompt log-probabilities", gap, self._cause(said, before))
+            raise self._wrong(server, "prompt log-probabilities differ", gap, self._cause(said, before))
         answer = vllm_api.generate(server, self.long, 1, 0)
         if (gap := _gap(torch.tensor(answer.logprobs), self.next[list(answer.ids)])) > self.tolerance:
             cause = "a cache of prompts by older weights has survived the update, which needs a pause around it"
-            raise self._wrong(server, "a decoded token behind a cached prompt", gap, cause)
+            raise self._wrong(server, "a token decoded behind a cached prompt differs", gap, cause)
 
     def _cause(self, said: Tensor, before: "Probe | None") -> str:
-        if before is not None and _gap(said, before.logp) < _gap(said, self.logp):
+        if before is not None and _gap(said, before.logp) <= self.tolerance:
             return "it still answers by the weights before the update"
         if self.tied:
             return "its tied output embedding may be stale: start it with driftgate's extension, see docs/servers.md"
@@ -61,7 +61,7 @@ class Probe:
     def _wrong(self, server: Server, where: str, gap: float, cause: str) -> ServerError:
         return ServerError(
             server.url,
-            f"after the sync {where} differ by {gap:.3g} nats from the trainer's, allowed are "
+            f"after the sync {where} by {gap:.3g} nats from the trainer's, allowed are "
             f"{self.tolerance:g} (rollout.engine.tolerance); {cause}",
         )
 

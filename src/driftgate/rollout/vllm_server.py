@@ -107,7 +107,10 @@ class VLLMEngine:
                     raise error
 
     def close(self) -> None:
-        """End the server that was started for this engine."""
+        """End the server that was started for this engine, and remove the file of weights."""
+        self.file.unlink(missing_ok=True)
+        with suppress(OSError):  # others may keep something there
+            self.folder.rmdir()
         if self.started is not None:
             self.started.close()
 
@@ -144,7 +147,19 @@ class VLLMEngine:
                 f"an answer was cut after {len(answer.ids)} of {sampling.max_new_tokens} tokens; start "
                 f"it with a larger --max-model-len",
             )
+        self._check_ids(server, answer.ids)
         return Response(answer.ids, answer.logprobs, answer.reason == "stop", version=self.version)
+
+    def _check_ids(self, server: Server, ids: Sequence[int]) -> None:
+        """The server draws from all rows of the output embedding, also from those that the teacher lacks."""
+        assert self.probe is not None
+        size = len(self.probe.next)
+        if max(ids) >= size:
+            raise ServerError(
+                server.url,
+                f"has drawn the token {max(ids)}, but student and teacher share {size} only; take a student whose "
+                f"output embedding has no more rows than the teacher's, or rollout.engine=hf",
+            )
 
     def _write(self, weights: dict[str, Tensor]) -> None:
         try:

@@ -46,6 +46,10 @@ class ServerError(ServingError):
         super().__init__(f"{url}: {what}")
         self.url, self.what = url, what
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it can go to other ranks."""
+        return type(self), (self.url, self.what)
+
 
 class LostError(ServerError):
     """No connection, no answer in time, or an answer of 500 or above: another attempt may succeed."""
@@ -57,6 +61,9 @@ class RefusedError(ServerError):
     def __init__(self, url: str, what: str, status: int):
         super().__init__(url, what)
         self.status = status
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.url, self.what, self.status)
 
 
 class RubbishError(ServerError):

@@ -87,9 +87,11 @@ def run_study(path: Path, out: Path, console: Console, workers: int | None, runs
     runs = runs or out / "runs"
     jobs = list(jobs_of(study, configs, runs))
     check(jobs)
+    count = workers or torch.cuda.device_count() or os.cpu_count() or 1
+    check_servers(jobs, count)
     out.mkdir(parents=True, exist_ok=True)
     with lock(out):
-        failed = run_jobs(jobs, console, workers or torch.cuda.device_count() or os.cpu_count() or 1, out)
+        failed = run_jobs(jobs, console, count, out)
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         summary = summary_of(path.stem, study, configs, runs, command, seconds_spent(out))
         replace_file(out / "summary.json", json_rows(summary) + "\n")
@@ -128,6 +130,17 @@ def check(jobs: Sequence[Job]) -> None:
                 raise InputError(f"exam: {name} has one problem, which has no spread to judge by; give at least 2")
     for job in jobs:
         _check_folder(job)
+
+
+def check_servers(jobs: Sequence[Job], workers: int) -> None:
+    """Raises InputError where several runs at a time would give their weights to the same servers."""
+    for job in jobs:
+        for setting, engine in (("rollout.engine", job.config.rollout.engine), ("exam.engine", job.exam.engine)):
+            if workers > 1 and engine.kind == "vllm" and engine.urls:
+                raise InputError(
+                    f"{setting}.urls = {', '.join(engine.urls)} with {workers} runs at a time, which would overwrite "
+                    f"each other's weights; give --workers 1, or {setting}.start={{}} for a server of each run's own"
+                )
 
 
 def _check_folder(job: Job) -> None:
@@ -241,7 +254,7 @@ def _done(job: Job) -> dict[str, Any]:
 
 
 def _as_json(exam: ExamSettings) -> Any:
-    return exam.model_dump(mode="json")
+    return exam.described()
 
 
 @contextmanager
