@@ -37,7 +37,7 @@ test-ray: .venv-ray/ready  ## studies on a Ray cluster of two nodes on this mach
 	touch $@
 
 test-engines: .venv-engines/ready  ## a real vLLM server on the CPU; 4 GB of packages, about ten minutes
-	OMP_NUM_THREADS=1 .venv-engines/bin/python -m pytest -m engines -s tests/test_engines.py
+	OMP_NUM_THREADS=1 .venv-engines/bin/python -m pytest -m engines -s tests/test_engines.py tests/test_engines_teacher.py
 
 lint: .venv/ready  ## style and types
 	$(BIN)/ruff check .

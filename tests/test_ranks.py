@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_model
+from fake_vllm import FakeVLLM
 from ranks_case import trained
 
 from driftgate.launch import launch
@@ -87,7 +88,13 @@ FEW = ("double sampled_token", "double several_terms", "double keep_top", "singl
 
 
 @pytest.fixture
-def cases(values, pair, tmp_path):
+def server(pair):
+    with FakeVLLM(pair[1]) as fake:
+        yield fake.url
+
+
+@pytest.fixture
+def cases(values, pair, server, tmp_path):
     settings = values | {"steps": 1, "gate": BLOCK, "device": "cpu"}
     settings["rollout"] = settings["rollout"] | {"max_new_tokens": 24}
     cases = cases_of(settings, make_model(tmp_path / "tied", 5, tied=True))
@@ -96,6 +103,7 @@ def cases(values, pair, tmp_path):
         "double several_teachers": with_teachers(cases["double sampled_token"], tmp_path),
         "double cached": kept,
         "double read": kept,  # what the case before has written
+        "double served": merged(cases["double jsd_of_a_mixture"], {"teacher": {"kind": "server", "urls": [server]}}),
     }
 
 

@@ -77,9 +77,20 @@ class FollowSettings(Settings):
 
 
 class TeacherSettings(ModelSettings):
+    kind: Literal["local", "server"] = "local"
+    """`local`: the model is loaded by the run. `server`: it runs on servers of vLLM at `urls`, see docs/teachers.md."""
+    urls: tuple[str, ...] = ()
+    """Of kind `server`: addresses of servers of one model, such as [http://10.0.0.5:8000], that share the work."""
+    concurrency: PositiveInt = 8
+    """Of kind `server`: sequences that a server scores at once. Answers with many log-probabilities are large."""
+    timeout: PositiveFloat = 1800.0
+    """Of kind `server`: seconds that one answer may take before its server counts as dead."""
+    patience: PositiveFloat = 600.0
+    """Of kind `server`: seconds that a run waits when no server is left; then it stops with a checkpoint."""
     path: str
-    """As `student.path`. `student` is the initial student: with LoRA the student's own base with the adapter off, no
-    second copy, of the student's `dtype` and `compute`; else a frozen copy. A folder of that name is `./student`."""
+    """As `student.path`. Of kind `server`, the model whose tokenizer the served one has; its weights are not loaded.
+    `student` is the initial student: with LoRA the student's own base with the adapter off, no second copy, of the
+    student's `dtype` and `compute`; else a frozen copy. A folder of that name is `./student`."""
     follow: FollowSettings | None = None
     """The teacher follows the student; only with `path: student`. Null keeps the initial student."""
     context: str | None = None
@@ -88,3 +99,20 @@ class TeacherSettings(ModelSettings):
     cache: str | None = None
     """A folder that keeps the teacher's scores, to be read where the same responses are scored again: by a resumed run,
     or by runs that share rollouts. Keyed by content; several runs may share it. See docs/teachers.md."""
+
+    @property
+    def served(self) -> bool:
+        """Whether the model runs on servers."""
+        return self.kind == "server"
+
+    @model_validator(mode="after")
+    def _servers(self) -> Self:
+        if self.served != bool(self.urls):
+            raise ValueError(
+                f"kind = {self.kind} with urls = {list(self.urls)}: servers need addresses, and a local model has "
+                f"none; set kind=server and urls=[http://127.0.0.1:8000], or neither"
+            )
+        for name in ("quantise", "compute", "follow"):
+            if self.served and (value := getattr(self, name)) is not None:
+                raise ValueError(f"{name} = {value} with kind = server, which holds the model itself; set {name}=null")
+        return self

@@ -10,7 +10,7 @@ from .gate import GateSettings
 from .models import STUDENT, StudentSettings, TeacherSettings
 from .prompts import PromptSettings
 from .rollout import RolloutSettings
-from .teachers import check_caches, check_one_way, check_several, settled
+from .teachers import check_caches, check_one_way, check_served, check_several, settled
 from .terms import ObjectiveSettings, TermSettings
 from .training import CheckpointSettings, DiagnosticSettings, OptimizerSettings
 
@@ -71,6 +71,7 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _teachers(self) -> "TrainConfig":
         check_one_way(self.teacher, self.teachers)
+        check_served(self)
         check_caches(self)
         if self.teacher is not None:
             return self.model_copy(update={"teacher": settled("teacher", self.teacher, self.student)})
@@ -162,6 +163,16 @@ class TrainConfig(Settings):
         if self.teacher is not None:
             return {"teacher": self.teacher}
         return {f"teachers.{name}": self.teachers[name] for name in sorted(self.teachers)}
+
+    @property
+    def local_teachers(self) -> dict[str, TeacherSettings]:
+        """Those of `teacher_roles` whose models the run loads."""
+        return {role: teacher for role, teacher in self.teacher_roles.items() if not teacher.served}
+
+    @property
+    def served_teachers(self) -> dict[str, TeacherSettings]:
+        """Those of `teacher_roles` whose models run on servers."""
+        return {role: teacher for role, teacher in self.teacher_roles.items() if teacher.served}
 
     def teacher_model(self, role: str = "teacher") -> TeacherSettings:
         """A teacher's settings, with the student's path where the teacher is the student."""

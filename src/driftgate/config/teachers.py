@@ -61,6 +61,26 @@ def check_several(config: TrainConfig) -> None:
         raise ValueError(f"{setting} with teachers: {does}, and each problem has its own; give one `teacher` instead")
 
 
+def check_served(config: TrainConfig) -> None:
+    """With a teacher on servers nothing is set that needs its weights, or another temperature than 1."""
+    for role, teacher in config.served_teachers.items():
+        if config.rollout.temperature != 1:
+            raise ValueError(
+                f"rollout.temperature = {config.rollout.temperature} with {role}.kind = server: a server's "
+                f"log-probabilities are at temperature 1; set it to 1, or {role}.kind=local"
+            )
+        for setting, does in one_teacher_needed(config).items():
+            raise ValueError(
+                f"{setting} with {role}.kind = server: {does}, which needs its weights; set {role}.kind=local"
+            )
+        engine = config.rollout.engine
+        if engine.kind == "vllm" and (both := {*engine.urls} & {*teacher.urls}):
+            raise ValueError(
+                f"{role}.urls: {min(both)} is among rollout.engine.urls too, so it gets the student's weights; give "
+                f"the teacher servers of its own"
+            )
+
+
 def check_caches(config: TrainConfig) -> None:
     """A teacher with a cache stays as it is, and is not asked for hidden states."""
     for role, teacher in config.teacher_roles.items():

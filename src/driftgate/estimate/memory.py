@@ -132,7 +132,7 @@ def _trained(work: Workload) -> float:
 def _targets(work: Workload) -> dict[str, float]:
     """The models that score the student. The base of adapters is itself the initial student, and may be the teacher."""
     found = {}
-    for role, settings in work.config.teacher_roles.items():
+    for role, settings in work.config.local_teachers.items():
         if not (work.adapters and settings.path == "student"):
             found[role] = work.teachers[role].parameters * weight_width(settings) / work.ranks
     if work.held_to_initial and not work.adapters:

@@ -56,7 +56,8 @@ def seconds_of(work: Workload, gpu: Gpu) -> Seconds:
     decoders: list[tuple[Shape, ModelSettings]] = [student, teacher] if config.rollout.kl_budget else [student]
     rollout = sum(decoding_seconds(written, *decoder, work.assumed, gpu) for decoder in decoders)
     behaviour = _scoring(work, gpu, *student) if "behaviour" in needs else 0.0
-    scored = sum(_scoring(work, gpu, *targets[name]) for name in needs if name != "behaviour")
+    elsewhere = {"behaviour", *(["teacher"] if work.teacher_settings.served else [])}
+    scored = sum(_scoring(work, gpu, *targets[name]) for name in needs if name not in elsewhere)
     exam = decoding_seconds(asked, *student, work.assumed, gpu)
     steps, batches = config.steps, work.batches
     return Seconds(batches * rollout, batches * behaviour, batches * scored, steps * _update(work, gpu), exam)

@@ -48,7 +48,8 @@ class Workload:
     @property
     def largest_teacher(self) -> str:
         """Name in the settings of the largest teacher. Time is estimated as if it scored all responses."""
-        return max(self.teachers, key=lambda role: self.teachers[role].parameters)
+        here = self.config.local_teachers or self.teachers
+        return max(here, key=lambda role: self.teachers[role].parameters)
 
     @property
     def teacher(self) -> Shape:
@@ -133,6 +134,7 @@ class Workload:
             found.append("rollout.teacher_prefix has the teacher write, too")
         if len(self.teachers) > 1:
             found.append("every response is taken to be scored by the largest teacher")
+        found += [f"{role} is on servers, whose memory and time are their own" for role in self.config.served_teachers]
         if self.ranks > 1:
             found.append(f"what {self.ranks} processes send each other takes time")
         return tuple(found)

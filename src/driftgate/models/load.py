@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -64,6 +66,23 @@ def load_model(settings: ModelSettings, role: str, device: torch.device) -> nn.M
     return model if quantised else model.to(device)
 
 
+def declared_vocabulary(settings: ModelSettings, role: str) -> int | None:
+    """Ids of a model that is not loaded, by its configuration; None where there is none."""
+    try:
+        config = AutoConfig.from_pretrained(resolve(settings.path, role))
+    except (OSError, ValueError):
+        return None
+    return getattr(config.get_text_config(), "vocab_size", None)
+
+
+def declared_generation(settings: ModelSettings, role: str) -> Any:
+    """What `stop_ids` asks of a model that is not loaded: an object with its `generation_config`, or None for it."""
+    try:
+        return SimpleNamespace(generation_config=GenerationConfig.from_pretrained(resolve(settings.path, role)))
+    except (OSError, ValueError):
+        return SimpleNamespace(generation_config=None)
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` is the GPU where there is one. Raises InputError for `cuda` without one."""
     has_gpu = torch.cuda.is_available()
@@ -106,7 +125,7 @@ def stop_ids(model: Any, tokenizer: PreTrainedTokenizerBase, role: str) -> tuple
 
 def choose_stop_ids(
     student: tuple[nn.Module, PreTrainedTokenizerBase],
-    teachers: Mapping[str, tuple[nn.Module, PreTrainedTokenizerBase]],
+    teachers: Mapping[str, tuple[Any, PreTrainedTokenizerBase]],
     chosen: tuple[int, ...] | None,
 ) -> tuple[int, ...]:
     """The ids that end a response: `chosen`, or the student's own. teachers: by their names in the settings. Raises

@@ -22,6 +22,7 @@ from ..rollout.hf import HFEngine
 from ..rollout.shared import LedEngine, SharedEngine
 from ..rollout.vllm_server import VLLMEngine
 from ..scorers.scorer import Scorer
+from ..scorers.server import ServedScorer
 from ..verify.grading import Grader
 from ..world import Alone, World
 from . import checkpoint
@@ -36,7 +37,7 @@ from .rollouts import Engines
 from .routing import check_routes, encoded
 from .run import Run
 from .scoring import check_scorers
-from .teachers import cached, routed, teachers_tokenizers
+from .teachers import cached, connected, contexts_of, models_of, routed, teachers_tokenizers
 
 
 def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run:
@@ -49,12 +50,12 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     problems = problems_of(config)
     last = world.share(checkpoint.all_checkpoints(out / "checkpoints")[-1:])[0]
     model = last[0] / "model" if last else None
-    policy, targets, fingerprints = loaded_policies(config, model, tokenizer, device, world)
-    parked = park(config, policy, {n: t for n, t in targets.items() if n != "writer"}) if world.size == 1 else {}
-    scorers = scorers_for(config, policy, targets, parked, fingerprints, world)
-    teachers = {role: (targets[role].model, each) for role, each in theirs.items()}
+    policy, targets, served, fingerprints = loaded_policies(config, model, tokenizer, device, world)
+    parked = park(config, policy, targets) if world.size == 1 else {}
+    scorers = scorers_for(config, policy, targets, served, parked, fingerprints, world)
+    teachers = models_of(config, theirs, targets)
     stop_ids = load.choose_stop_ids((policy.model, tokenizer), teachers, config.rollout.stop_ids)
-    contexts = {role: load.context_length(model) for role, (model, _) in teachers.items()}
+    contexts = contexts_of(config, targets, served)
     prompts = encoded(problems, config, tokenizer, load.context_length(policy.model), contexts)
     learner = learner_of(config, policy, targets, parked, world)
     copies = copies_of(config, policy, targets)
@@ -80,6 +81,7 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         pending=pending,
         copies=copies,
         fingerprints=fingerprints,
+        served=served,
         world=world,
     )
 
@@ -94,16 +96,18 @@ def problems_of(config: TrainConfig) -> list[Problem]:
 
 def loaded_policies(
     config: TrainConfig, model: Path | None, tokenizer: PreTrainedTokenizerBase, device: torch.device, world: World
-) -> tuple[Policy, dict[str, Policy], dict[str, str]]:
-    """The student, its targets, and what they are (`Run.fingerprints`), sharded over the ranks. model: a
-    checkpoint's."""
+) -> tuple[Policy, dict[str, Policy], dict[str, ServedScorer], dict[str, str]]:
+    """The student and its targets, sharded over the ranks; the teachers on servers; and what all of them are
+    (`Run.fingerprints`). model: a checkpoint's."""
     loaded_on = device if world.size == 1 else torch.device("cpu")  # the shards alone go to the device
     policy, targets = load_policies(config, model, loaded_on)
-    teachers = {role: targets[role] for role in config.teacher_roles}
+    served = connected(config, policy.vocabulary_size, world)
+    teachers = {role: targets[role] for role in config.local_teachers}
     fingerprints = fingerprints_of(policy, teachers, tokenizer) if world.rank == 0 else {}
+    fingerprints |= {role: scorer.sha256 for role, scorer in served.items()}
     if world.size > 1:
         shard_policies(config, policy, targets, device)
-    return policy, targets, fingerprints
+    return policy, targets, served, fingerprints
 
 
 def fingerprints_of(
@@ -186,13 +190,14 @@ def scorers_for(
     config: TrainConfig,
     policy: Policy,
     targets: dict[str, Policy],
+    served: Mapping[str, ServedScorer],
     parked: Mapping[str, Parked],
     fingerprints: Mapping[str, str],
     world: World,
 ) -> dict[str, Scorer]:
     """See `Run.scorers`. Raises InputError where one of them cannot score what is needed."""
-    own = parked_scorers(scorers_of(config, policy, targets, world), parked)
-    scorers = routed(config, cached(config, own, targets, fingerprints, world))
+    own = {**parked_scorers(scorers_of(config, policy, targets, world), parked), **served}
+    scorers = routed(config, cached(config, own, policy.vocabulary_size, fingerprints, world))
     check_scorers(config, scorers)
     return scorers
 

@@ -49,6 +49,7 @@ def run(
     folder.check_same_problems(out / "environment.json", problems)
     if first:
         folder.check_same_base(out / "environment.json", made.fingerprints.get("base"))
+        folder.check_same_served(out / "environment.json", made.served)
     world.share(None)  # rank 0 writes only once all have read
     with begun or (folder.lock(out) if first else nullcontext()):
         if first:
@@ -109,6 +110,7 @@ def _write_head(made: Run, problems: str) -> None:
         "problems_sha256": problems,
         "ranks": made.world.size,
         **{f"{role}_sha256": value for role, value in made.fingerprints.items()},
+        **({"served_teachers": folder.shown_served(made.served)} if made.served else {}),
         **({"peft": metadata.version("peft")} if made.policy.adapters is not None else {}),
         **({"code_sha256": folder.sha256_of(made.config.code)} if made.config.code else {}),
     }

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,8 @@ from ..data.prompts import Prompt
 from ..errors import InputError
 from ..files import replace_file
 from ..recipe import check_config
+from ..scorers.served_teacher import About
+from ..scorers.server import ServedScorer
 from . import checkpoint
 
 PACKAGES = ("driftgate", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic")
@@ -81,10 +83,15 @@ def changed_settings(before: TrainConfig, config: TrainConfig) -> list[str]:
     return ["rollout.batch" if name == "rollout" and same else name for name in changed]
 
 
+_PLACES = ("cache", "urls", "concurrency", "timeout", "patience")
+"""Settings of a teacher that say where its scores come from, not what they are."""
+
+
 def _with_places(before: TrainConfig, config: TrainConfig) -> TrainConfig:
-    """`before`, with the teachers' caches where `config` has them: these change nothing that a run computes."""
+    """`before`, with the teachers' caches and servers where `config` has them: these change nothing that a run
+    computes. Which model the servers have is checked apart."""
     moved = {
-        role: each.model_copy(update={"cache": config.teacher_roles[role].cache})
+        role: each.model_copy(update={name: getattr(config.teacher_roles[role], name) for name in _PLACES})
         for role, each in before.teacher_roles.items()
         if role in config.teacher_roles
     }
@@ -122,6 +129,24 @@ def check_same_problems(environment: Path, problems: str) -> None:
 def check_same_base(environment: Path, base: str | None) -> None:
     """A resumed run must have the base that its adapter was trained on. Raises InputError."""
     _check_same(environment, "base_sha256", base, "student.path: the base of student.lora is not the one that")
+
+
+def shown_served(served: Mapping[str, ServedScorer]) -> dict[str, Any]:
+    """What the servers of each teacher say of themselves."""
+    return {role: asdict(scorer.about) for role, scorer in served.items()}
+
+
+def check_same_served(environment: Path, served: Mapping[str, ServedScorer]) -> None:
+    """A resumed run must find the models on servers that it began with. Raises InputError."""
+    sessions = json.loads(environment.read_text()) if environment.is_file() else []
+    before = sessions[-1].get("served_teachers", {}) if sessions else {}
+    for role, scorer in served.items():
+        was = About(**before[role]) if role in before else scorer.about
+        if other := was.is_another(scorer.about):
+            raise InputError(
+                f"{role}.urls: the model is not the one that the run in {environment.parent} began with: it {other}; "
+                f"serve that one, or choose another --out"
+            )
 
 
 def _check_same(environment: Path, name: str, value: str | None, what: str) -> None:

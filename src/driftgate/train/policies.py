@@ -20,11 +20,11 @@ from .timetable import overlaps
 def load_policies(
     config: TrainConfig, checkpoint_model: Path | None, device: torch.device
 ) -> tuple[Policy, dict[str, Policy]]:
-    """The student, from a checkpoint where there is one, and those it is compared with: its teachers
-    (`TrainConfig.teacher_roles`), "initial" where a term asks for it, and "writer" where rollouts are written while the
-    student learns; all cut to the vocabulary that they share. Raises InputError."""
+    """The student, from a checkpoint where there is one, and those it is compared with: its local teachers, "initial"
+    where a term asks for it, and "writer" where rollouts are written while the student learns; all cut to the
+    vocabulary that they share. Raises InputError."""
     policy = _student(config, checkpoint_model, device)
-    targets = {role: _teacher(config, role, policy, device) for role in config.teacher_roles}
+    targets = {role: _teacher(config, role, policy, device) for role in config.local_teachers}
     check_head(policy, "student", config.student.path)
     for role, target in targets.items():
         check_head(target, role, config.teacher_roles[role].path)
@@ -33,7 +33,8 @@ def load_policies(
     if overlaps(config):
         targets["writer"] = _writer(config, policy, device)
     every = [policy, *targets.values()]
-    vocabulary = min(each.vocabulary_size for each in every)
+    declared = [load.declared_vocabulary(config.teacher_model(role), role) for role in config.served_teachers]
+    vocabulary = min([*(each.vocabulary_size for each in every), *(size for size in declared if size)])
     for each in every:
         each.vocabulary = vocabulary
     for target in targets.values():

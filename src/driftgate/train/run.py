@@ -16,6 +16,7 @@ from ..data.rollout import Rollout
 from ..models.policy import Policy
 from ..models.save import save_model
 from ..scorers.scorer import Scorer
+from ..scorers.server import ServedScorer
 from ..stop import Stopped, StopSignal
 from ..verify.grading import Grader
 from ..world import Alone, World
@@ -42,8 +43,8 @@ class Run:
     policy: Policy
     """The student."""
     targets: dict[str, Policy]
-    """"teacher", or several under "teachers.NAME"; "initial" where a term is held to it; "writer" where rollouts are
-    written while the student learns."""
+    """The models of local teachers under "teacher" or "teachers.NAME"; "initial" where a term is held to it; "writer"
+    where rollouts are written while the student learns."""
     tokenizer: PreTrainedTokenizerBase
     scorers: Mapping[str, Scorer]
     """"behaviour" (the student), "teacher" and, where a term is held to it, "initial"."""
@@ -61,6 +62,8 @@ class Run:
     copies: Mapping[str, Follower] = field(default_factory=dict)
     """What moves the weights of other models after the student's: "teacher" for one that follows it, "writer" for those
     that write rollouts."""
+    served: dict[str, ServedScorer] = field(default_factory=dict)
+    """The teachers on servers, by their names in the settings."""
     world: World = field(default_factory=Alone)
     stop: StopSignal = field(default_factory=StopSignal)
 
@@ -75,6 +78,8 @@ class Run:
             folder, keep = self.out / "checkpoints", self.config.checkpoint.keep
             student = self.policy, self.tokenizer, self.learner
             self.sharded = ShardedCheckpoints(self.world, folder, keep, *student, self._moved)
+        for scorer in self.served.values():
+            scorer.check = lambda: self.stop.check()  # the signal's handler comes later
         self.latest: dict[str, float] = {}
         """Metrics of the last update."""
 

@@ -53,15 +53,24 @@ def needs_of_signals(reads: set[str], k: int) -> NeedsOf:
 
 def check_scorers(config: TrainConfig, scorers: Mapping[str, Scorer]) -> None:
     """Every need can be met by its scorer. Raises InputError before any compute."""
+    for name, needs in needs_of_run(config).items():
+        if lacking := needs.beyond(scorers[name].can):
+            raise InputError(
+                f"{name}: cannot score {', '.join(lacking)}, which the loss or a metric needs; choose another "
+                f"objective or weight, or set diagnostics.every=0"
+            )
+
+
+def needs_of_run(config: TrainConfig) -> NeedsOf:
+    """What has to be scored at any step, of any responses."""
     every = config.diagnostics.every
-    steps = {0, config.steps - 1, *([every - 1] if every else [])}  # ramps are at their ends, diagnostics on
+    needs: NeedsOf = {}
+    # ramps are at their ends, diagnostics on
+    steps = {0, config.steps - 1, *([every - 1] if 0 < every <= config.steps else [])}
     for responses in {term.responses for term in config.all_terms.values()} | {"student"}:
-        for name, needs in ((n, w) for step in steps for n, w in needs_of(config, responses, step).items()):
-            if lacking := needs.beyond(scorers[name].can):
-                raise InputError(
-                    f"{name}: cannot score {', '.join(lacking)}, which the loss or a metric needs; choose another "
-                    f"objective or weight, or set diagnostics.every=0"
-                )
+        for step in steps:
+            needs = _both(needs, needs_of(config, responses, step))
+    return needs
 
 
 def behaviour_scores(
