@@ -30,7 +30,7 @@ def url(tmp_path_factory):
     command = start_command(None, resolve("sandbox/teacher", "teacher"), port, "float32", 8)
     log = tmp_path_factory.mktemp("teacher") / "vllm.log"
     environment = start_environment() | ON_CPU["environment"] | {"VLLM_SERVER_DEV_MODE": "0"}
-    server = StartedServer([*command, *ON_CPU["arguments"]], environment, log, 0)
+    server = StartedServer([*command, *ON_CPU["arguments"], "--max-model-len", "512"], environment, log, 0)
     try:
         server.wait_ready(f"http://127.0.0.1:{port}", float(os.environ.get("DRIFTGATE_READY", "600")))
         yield f"http://127.0.0.1:{port}"
@@ -62,5 +62,5 @@ def test_what_a_server_on_a_cpu_cannot_is_refused(url, tmp_path):
     union = ["objective={kind: divergence, support: union, k: 4}"]
     with pytest.raises(InputError, match="teacher: cannot score at_ids"):
         build_run(config_of("sandbox/lsm_none", url, *union), tmp_path)
-    with pytest.raises(InputError, match=r"exceed the teacher's context of 1023"):
-        build_run(config_of("sandbox/lsm_none", url, "rollout.max_new_tokens=1020"), tmp_path)
+    with pytest.raises(InputError, match=r"exceed the teacher's context of 511"):
+        build_run(config_of("sandbox/lsm_none", url, "rollout.max_new_tokens=500"), tmp_path)

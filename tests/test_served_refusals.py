@@ -101,6 +101,10 @@ def test_servers_that_cannot_be_used_are_refused_before_any_compute(settings, pa
             begun().url,
             begun(folder=other).url,
         )
+        fake = begun()
+        fake.fault, fake.fault_path = "hang", "/inference"
+        with pytest.raises(InputError, match=r"teacher.urls: .*/generate has no answer after 0.2 s; start vLLM"):
+            build_run(check_config(at(settings, fake.url, timeout=0.2)), tmp_path)
         for fault in ("rubbish", "fields"):
             fake = begun()
             fake.fault = fault

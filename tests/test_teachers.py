@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from driftgate.data.experience import Experience
 from driftgate.errors import InputError
 from driftgate.estimate.estimate import workload_of
+from driftgate.estimate.gpus import GPUS
 from driftgate.estimate.memory import memory_of
+from driftgate.estimate.time import seconds_of
 from driftgate.method.scores import Needs
 from driftgate.recipe import check_config
 from driftgate.stop import Stopped
@@ -258,6 +260,20 @@ def test_the_estimate_holds_every_teacher(several, other):
     assert {"teachers.sums", "teachers.mixed"} < memory.resident.keys()
     assert work.largest_teacher == "teachers.sums"  # 48 wide, the other 32
     assert "every response is taken to be scored by the largest teacher" in work.notes
+
+
+def test_a_teacher_on_servers_takes_nothing_here(several, pair):
+    """Its path says how large it is, but its memory and time are the servers'."""
+    served = {"path": pair[1], "kind": "server", "urls": ["http://127.0.0.1:9"]}
+    here, there = (
+        workload_of(check_config(several[1] | {"teacher": teacher, "diagnostics": {"every": 0}}), mean_length=0.5)
+        for teacher in (several[1]["teacher"], served)
+    )
+    assert memory_of(there).peak < memory_of(here).peak
+    assert "teacher" not in memory_of(there).resident
+    gpu = GPUS[0]
+    assert seconds_of(there, gpu).teacher == 0 < seconds_of(here, gpu).teacher
+    assert "teacher is on servers, whose memory and time are their own" in there.notes
 
 
 def test_a_study_of_several_teachers_has_no_reference(several, tmp_path):

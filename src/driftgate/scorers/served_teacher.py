@@ -20,6 +20,8 @@ from ..serving.pool import Servers
 
 PROBED = 37
 """Tokens of the prompt by whose log-probabilities a model is known again."""
+PATIENCE = 120.0
+"""Seconds that an answer to one of the first questions may take."""
 SAME = 0.02
 """Largest mean difference, in nats, of what one model says of these tokens twice. In bfloat16 it is about 0.004."""
 
@@ -100,8 +102,9 @@ class TeacherServers:
         return found
 
     def _examined(self, server: Server) -> About:
+        waited = min(server.limits.answer, PATIENCE)
         try:
-            return self._look(server)
+            return self._look(Server(server.url, replace(server.limits, answer=waited)))
         except RefusedError as error:
             raise InputError(f"{self.role}.urls: {error}; see docs/teachers.md for how to start one") from None
         except ServerError as error:
