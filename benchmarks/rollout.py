@@ -25,7 +25,7 @@ from typing import Any
 import measure
 import torch
 from torch import Tensor
-from training import prompts_of_step
+from training import prompts_of_batch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StoppingCriteria
 
 from driftgate import keyed
@@ -144,7 +144,7 @@ def embedded_prompts(case: Case, number: int) -> list[tuple[int, ...]]:
 
 def step_problems(case: Case, number: int) -> list[Problem]:
     config = load_recipe(RECIPE)
-    return prompts_of_step(recipe_problems(), config, number)[: case.prompts]  # type: ignore[arg-type, return-value]
+    return prompts_of_batch(recipe_problems(), config, number)[: case.prompts]  # type: ignore[arg-type, return-value]
 
 
 @functools.cache

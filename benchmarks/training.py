@@ -23,23 +23,23 @@ from driftgate.models.policy import Policy
 from driftgate.models.shard import whole_tensor
 from driftgate.rollout.engine import Request
 from driftgate.scorers.local import LocalScorer
-from driftgate.train import build, loop, portions, source, sums
+from driftgate.train import build, loop, portions, sums, writing
 from driftgate.train.build import build_run, shard_policies
 from driftgate.train.determinism import prepare_torch
 from driftgate.train.learner import Learner
 from driftgate.train.portions import Portion, schedule, spans_of
-from driftgate.train.rollouts import prompts_of_step, sample_responses
+from driftgate.train.rollouts import prompts_of_batch, sample_responses
 from driftgate.train.sharded import ShardedCheckpoints
 from driftgate.train.terms import Terms
 from driftgate.train.weighing import Moment
 from driftgate.world import World
 
-__all__ = ["prepare_torch", "prompts_of_step"]  # for benchmarks that need no more than these
+__all__ = ["prepare_torch", "prompts_of_batch"]  # for benchmarks that need no more than these
 
 PHASES = {
-    "rollout": (source, "sample_responses"),
-    "behaviour": (source, "behaviour_scores"),
-    "teacher": (source, "target_scores"),
+    "rollout": (writing, "sample_responses"),
+    "behaviour": (writing, "behaviour_scores"),
+    "teacher": (writing, "target_scores"),
     "update": (loop, "timed_update"),
 }
 """Functions of a training step, by the phase that they are."""
@@ -115,7 +115,7 @@ class Run:
 
     def rollout(self, step: int) -> Experience:
         """The responses of a step, without scores."""
-        prompts, limit = prompts_of_step(self.prompts, self.config, step), self.config.rollout.max_new_tokens  # type: ignore[arg-type]
+        prompts, limit = prompts_of_batch(self.prompts, self.config, step), self.config.rollout.max_new_tokens  # type: ignore[arg-type]
         responses = sample_responses(self.made.engines, prompts, self.config, step, limit, lambda count: None)
         return Experience.of(prompts, responses)
 

@@ -9,7 +9,7 @@ import jinja2
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "benchmarks" / "results"
-NAMES = ("head", "step", "rollout", "scaling", "profile", "weights", "lora", "ranks")
+NAMES = ("head", "step", "rollout", "scaling", "profile", "weights", "lora", "ranks", "overlap")
 
 Found = Mapping[str, Any]
 """What a benchmark left, or a part of it."""
@@ -28,6 +28,7 @@ def page() -> str:
         "profile": {name: profile(one) for name, one in found["profile"]["figures"].items()},
         "weights": weights(found["weights"]["figures"]),
         "lora": lora(found["lora"]["figures"]),
+        "overlap": overlap(found["overlap"]["figures"]),
         "ranks": {section: ranks(section, rows) for section, rows in found["ranks"]["figures"].items()},
     }
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
@@ -159,6 +160,21 @@ def lora(figures: Found) -> str:
         parts = [f"{one[part]:.1f}" for part in ("rollout", "update")]
         sizes = [f"{one['trained'] / 1e6:.1f} M", *(f"{one[f'{part}_mb']:,.0f}" for part in ("model", "checkpoint"))]
         rows.append([name, f"{one['cpu_s']:.1f}", spread(one), *parts, f"{one['peak_mb']:,.0f}", *sizes])
+    return table(heading, rows)
+
+
+def overlap(figures: Found) -> str:
+    heading = ("", "seconds a step", "against lag 0", "seconds waited for rollouts", "drift at a batch's first update")
+    rows = [
+        (
+            f"`rollout.{name.replace(' ', '=')}`",
+            f"{one['step_s']:.2f}",
+            spread(one),
+            f"{one['waited_s']:.2f}",
+            f"{one['drift']:.4f}",
+        )
+        for name, one in figures.items()
+    ]
     return table(heading, rows)
 
 

@@ -7,9 +7,9 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from driftgate.recipe import check_config
-from driftgate.train import source
 from driftgate.train.checkpoint import Position
-from driftgate.train.rollouts import prompts_of_step
+from driftgate.train.rollouts import prompts_of_batch
+from driftgate.train.source import source_of
 
 EOS, QUIET = 1, Console(quiet=True)
 NLL = {"objective": {"kind": "nll"}}
@@ -23,8 +23,8 @@ def with_rollout(values, **rollout):
 
 def collect(config, made, out, step, controller=None):
     """The responses of a step, counted from 0, by whose they are; their metrics stay in `made.seen`."""
-    made.config = config
-    batch = source.collect(made, Position(step, controller=controller))
+    made.config = config.model_copy(update={"steps": max(config.steps, step + 1)})
+    batch = source_of(made).take(Position(step, controller=controller))
     made.seen = batch.metrics
     return batch.responses
 
@@ -56,7 +56,7 @@ def solution_ids(made, text):
 
 
 def solutions_of_step(config, made, step):
-    chosen = prompts_of_step(made.prompts, config, step)
+    chosen = prompts_of_batch(made.prompts, config, step)
     return [prompt.problem.solution for prompt in chosen]
 
 

@@ -19,6 +19,7 @@ from driftgate.train.build import build_run
 from driftgate.train.command import run
 from driftgate.train.folder import final_model
 from driftgate.train.loop import train
+from driftgate.train.source import source_of
 
 QUIET = Console(quiet=True)
 WAYS = {
@@ -82,7 +83,7 @@ def test_a_stop_after_any_update_changes_nothing(settings, tmp_path, monkeypatch
 
 def both(made):
     """The parameters of student and teacher, as they are now."""
-    return [torch.cat([p.detach().double().flatten() for p in part]) for part in zip(*made.follower.pairs)]
+    return [torch.cat([p.detach().double().flatten() for p in part]) for part in zip(*made.copies["teacher"].pairs)]
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if WAYS[way][1]])
@@ -119,7 +120,8 @@ def test_a_teacher_that_was_just_copied_scores_as_the_student_does(settings, tmp
     (tmp_path / "run").mkdir()
     made = build_run(config, tmp_path / "run")
     train(made)
-    batch = made.source.take(made.position).responses["student"]
+    made.config = made.config.model_copy(update={"steps": 3})
+    batch = source_of(made).take(made.position).responses["student"]
     ours, theirs = (made.scorers[name].score(batch, Needs(logp=True)).logp for name in ("behaviour", "teacher"))
     assert torch.equal(ours, theirs)
 

@@ -90,7 +90,7 @@ def test_the_adapters_begin_as_the_seed_says_whatever_was_drawn_before(pair):
 def test_adapters_are_float32_over_any_smaller_base(pair, dtype, expected):
     student = adapted(pair[0], dtype=dtype)
     assert {p.dtype for p in student.adapters.parameters(lora.TRAINED)} == {getattr(torch, expected)}
-    student.adapters.add_follower(0)
+    student.adapters.add_copy("teacher", 0)
     assert {p.dtype for p in student.adapters.parameters(lora.FOLLOWER)} == {getattr(torch, expected)}
 
 

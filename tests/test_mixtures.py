@@ -25,7 +25,7 @@ from driftgate.errors import InputError
 from driftgate.recipe import check_config, load_recipe
 from driftgate.train.command import run
 from driftgate.train.records import distances
-from driftgate.train.rollouts import prompts_of_step, sample_responses
+from driftgate.train.rollouts import prompts_of_batch, sample_responses
 from driftgate.train.weighing import Moment
 
 
@@ -239,7 +239,7 @@ def test_references_are_not_counted_as_the_students_and_cost_no_decoding(values,
     batch = responses["student"]
     assert 0 < int(batch.written.sum()) < len(batch.responses)
     engine = made.engines.student = Recorded(made.engines.student)
-    sample_responses(made.engines, prompts_of_step(made.prompts, config, 0), config, 0, 40, lambda n: None)
+    sample_responses(made.engines, prompts_of_batch(made.prompts, config, 0), config, 0, 40, lambda n: None)
     assert sum(len(request.keys) for request in engine.requests) == int(batch.written.sum())
     rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts" / "step-000001.jsonl").read_text().splitlines()]
     assert [not row["reference"] for row in rows] == batch.written.tolist()

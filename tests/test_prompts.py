@@ -15,7 +15,7 @@ from driftgate.errors import InputError
 from driftgate.recipe import check_config
 from driftgate.sandbox.tokenizer import build_tokenizer
 from driftgate.train.build import newline_ids
-from driftgate.train.rollouts import prompts_of_step
+from driftgate.train.rollouts import prompts_of_batch
 
 
 def shown(problems, **settings):
@@ -70,10 +70,10 @@ def test_a_template_fills_in_the_problem_and_a_context_the_solution(tmp_path):
 
 def test_steps_walk_through_a_shuffle_and_repeat_no_prompt_in_an_epoch(settings):
     config = check_config(settings | {"prompts": settings["prompts"] | {"per_step": 2}})
-    walked = [prompts_of_step(list(range(6)), config, step) for step in range(6)]
+    walked = [prompts_of_batch(list(range(6)), config, step) for step in range(6)]
     assert sorted(chain(*walked[:3])) == sorted(chain(*walked[3:])) == list(range(6))
     assert walked[:3] != walked[3:]
-    assert walked[4] == prompts_of_step(list(range(6)), config, 4)
+    assert walked[4] == prompts_of_batch(list(range(6)), config, 4)
 
 
 def test_draws_depend_on_their_address_alone():

@@ -143,6 +143,21 @@ def test_other_numbers_of_ranks_go_on(settings, tmp_path, kind):
     assert_same(moved, whole, tolerance=1e-5)
 
 
+def test_rollouts_that_were_written_ahead_go_on_with_other_numbers_of_ranks(settings, tmp_path):
+    """Two ranks make the first step, and write the batches of the next two; one process goes on."""
+    rollout = settings["rollout"] | {"lag": 2, "allow_truncated": True}
+    settings = settings | {"optimizer": {"lr": 0.001, "eps": 1e-6}, "steps": 4, "rollout": rollout}
+    settings["checkpoint"] = {"every": 1, "keep": 9}
+    recipe, moved, whole = tmp_path / "recipe.yaml", tmp_path / "moved", tmp_path / "whole"
+    recipe.write_text(yaml.safe_dump(settings))
+    trained(str(recipe), moved)
+    for later in sorted((moved / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(later)
+    run(check_config(settings), moved, QUIET)
+    run(check_config(settings), whole, QUIET)
+    assert_same(moved, whole, tolerance=1e-5)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

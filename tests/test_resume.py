@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from driftgate.errors import InputError
 from driftgate.recipe import check_config
 from driftgate.stop import Stopped
-from driftgate.train import loop, source
+from driftgate.train import loop, writing
 from driftgate.train.command import run
 from driftgate.train.folder import final_model
 
@@ -90,9 +90,9 @@ def test_a_stop_during_a_rollout_changes_nothing(config, tmp_path, monkeypatch, 
         os.kill(os.getpid(), signal.SIGINT)
         return original(*args, **kwargs)
 
-    original = source.sample_responses
+    original = writing.sample_responses
     with monkeypatch.context() as patched, pytest.raises(Stopped):
-        patched.setattr(source, "sample_responses", interrupted)
+        patched.setattr(writing, "sample_responses", interrupted)
         run(config, tmp_path, QUIET)
     run(config, tmp_path, QUIET)
     assert_same(outcome(tmp_path), never_stopped)

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "driftgate"
 LONGEST_FILE, LONGEST_FUNCTION = 350, 45
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-ELSEWHERE = [path for folder in ("benchmarks", "docs", "experiments", "tests") for path in (ROOT / folder).glob("*.py")]
+FOLDERS = ("benchmarks", "docs", "examples", "experiments", "tests")
+ELSEWHERE = [path for folder in FOLDERS for path in (ROOT / folder).glob("*.py")]
 
 
 def room_of(path):

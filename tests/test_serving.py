@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+from dataclasses import replace
 
 import pytest
 from fake_vllm import FakeVLLM, logprobs_of
@@ -12,7 +13,7 @@ from driftgate.serving.client import Limits, LostError, RefusedError, RubbishErr
 from driftgate.serving.pool import Servers
 from driftgate.stop import Stopped
 
-QUICK = Limits(connect=2.0, answer=20.0, retries=2, pause=0.01, lost=0.3, health=0.05)
+QUICK = Limits(connect=5.0, answer=60.0, retries=2, pause=0.01, lost=60.0, health=0.05)
 PROMPT = (5, 6, 7, 8)
 
 
@@ -158,8 +159,7 @@ def test_the_answers_of_a_server_that_dies_are_asked_for_again_from_the_others(f
 def test_a_server_that_comes_back_is_revived_before_it_is_used(fake):
     expected = run(Servers([fake.url], QUICK))
     revived = []
-    limits = Limits(connect=2.0, answer=20.0, lost=20.0, health=0.05)
-    pool = Servers([fake.url], limits, 2, revive=lambda server: revived.append(len(fake.asked)))
+    pool = Servers([fake.url], QUICK, 2, revive=lambda server: revived.append(len(fake.asked)))
     fake.die_after = 3
     back = []
 
@@ -186,7 +186,7 @@ def test_a_server_that_comes_back_wrong_ends_the_work(fake, other):
 def test_without_any_server_the_work_ends_after_the_limit(fake):
     fake.die()
     with pytest.raises(RunError, match=rf"no server is left of {fake.url} for 0\.3 s; the last error was: .* refused"):
-        run(Servers([fake.url], QUICK))
+        run(Servers([fake.url], replace(QUICK, lost=0.3)))
 
 
 def test_a_request_that_no_server_survives_is_given_up(fake):

@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 from rich.console import Console
+from study_case import write_study
 
 from driftgate.errors import InputError, RunError
 from driftgate.study import runner
@@ -24,29 +26,7 @@ QUIET = Console(quiet=True)
 @pytest.fixture
 def study_file(settings, prompt_file, tmp_path):
     """A study's file with changes: `study_file(seeds=[0])`."""
-    recipe = tmp_path / "tiny.yaml"
-    tiny = {"steps": 2, "minibatch": None, "gate": {"spans": "none"}, "checkpoint": {"every": 1}}
-    recipe.write_text(yaml.safe_dump(settings | tiny))
-
-    def write(**changes):
-        values = {
-            "common": {"diagnostics": {"every": 0}},
-            "varies": ["gate"],
-            "base": "none",
-            "arms": {
-                "none": {"recipe": str(recipe)},
-                "gated": {"recipe": str(recipe), "settings": {"gate": {"spans": "block", "size": 8, "tau": 50.0}}},
-            },
-            "seeds": [0, 1],
-            "exam": {"benchmarks": [str(prompt_file)], "samples": 2, "max_new_tokens": 8},
-            "measures": ["pass@1"],
-            "claims": [{"arm": "gated", "text": "gates help"}],
-        }
-        path = tmp_path / "study.yaml"
-        path.write_text(yaml.safe_dump(values | changes, sort_keys=False))
-        return path
-
-    return write
+    return partial(write_study, tmp_path, settings, prompt_file)
 
 
 @pytest.fixture

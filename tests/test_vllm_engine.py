@@ -29,7 +29,7 @@ def quick(monkeypatch):
     """Short waits, whatever the settings say."""
 
     def limits(answer, lost):
-        return Limits(connect=2.0, answer=answer, retries=1, pause=0.01, lost=min(lost, 20.0), health=0.05)
+        return Limits(connect=5.0, answer=answer, retries=1, pause=0.01, lost=min(lost, 120.0), health=0.05)
 
     monkeypatch.setattr(vllm_server, "Limits", limits)
 

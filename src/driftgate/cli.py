@@ -170,6 +170,10 @@ def study(
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write to; an existing one is resumed.")] = None,
     workers: Annotated[int | None, typer.Option(help="Runs at a time; default: one per GPU, else per core.")] = None,
     runs: Annotated[Path | None, typer.Option(help="Folder of the runs, for several studies that share runs.")] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(help="ray: on the cluster at RAY_ADDRESS, or that this machine is part of."),
+    ] = None,
     dry_run: DryRun = False,
     mean_length: MeanLength = 0.3,
 ) -> None:
@@ -183,7 +187,7 @@ def study(
 
         folder = out or Path("runs", "studies", file.stem)
         with resumable(folder):
-            run_study(file, folder, console, workers, runs)
+            run_study(file, folder, console, workers, runs, on)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from queue import Empty
 from types import FrameType
@@ -14,8 +15,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from .progress import bars
+from .progress import advance_job, bars
 from .stop import Stopped
+
+
+class Killed(Exception):  # noqa: N818 - named by what happened, as `Stopped`
+    """A job's process ended before the job did."""
 
 
 class Workers:
@@ -24,9 +29,6 @@ class Workers:
     A process keeps its GPU for all its jobs. With fewer GPUs than processes, several share one. Ctrl-C reaches the jobs
     directly; SIGTERM is passed on to them. Both end `wait` with KeyboardInterrupt.
     """
-
-    VISIBLE_BARS = 6
-    """Up to so many jobs, the bars of finished jobs stay visible. With more, only those of running jobs."""
 
     def __init__(self, console: Console, count: int = 2):
         context = multiprocessing.get_context("spawn")
@@ -59,17 +61,20 @@ class Workers:
         return job
 
     def wait(self, advance: Callable[[int], None] = lambda count: None) -> None:
-        """Wait until all jobs are done. Raises what a job raised. advance(n): called at every job's progress."""
+        """Wait until all jobs are done. Raises what a job raised, and Killed where a process was killed: it ends all.
+
+        advance(n): called at every job's progress.
+        """
         while not all(job.done() for job in self.jobs) or not self.advances.empty():
             with contextlib.suppress(Empty):
                 bar, count = self.advances.get(timeout=0.2)
-                self.progress.update(bar, advance=count, visible=True)
+                advance_job(self.progress, bar, count, len(self.jobs))
                 advance(count)
-            for task in self.progress.tasks:
-                if task.finished and len(self.jobs) > self.VISIBLE_BARS:
-                    self.progress.update(task.id, visible=False)
-        for job in self.jobs:
-            job.result()
+        try:
+            for job in self.jobs:
+                job.result()
+        except BrokenProcessPool:
+            raise Killed("its process was killed, perhaps for want of memory; run the command again") from None
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         for worker in set(multiprocessing.active_children()) - self.others:

@@ -50,6 +50,14 @@ class RolloutSettings(Settings):
     """Nucleus of the sampler. Log-probabilities are of the whole distribution."""
     batch: PositiveInt | None = None
     """Responses decoded at once; null decodes a whole rollout batch."""
+    lag: Annotated[int, Field(ge=0)] = 0
+    """A step's responses are written by the weights of so many steps before, so that servers can write them while the
+    student learns (docs/stale_rollouts.md). The first lag + 1 batches are written by the initial weights."""
+    refresh: PositiveInt = 1
+    """Steps that learn from one rollout batch, one after the other."""
+    reuse: Literal["run"] | None = None
+    """`run`: the initial student writes one batch for each group of prompts before the first step, and the whole run
+    learns from these, every epoch in an order of its own. Null: rollouts follow the student."""
     stop_ids: tuple[int, ...] | None = None
     """Token ids that end a response; null takes them from the student's generation config and tokenizer."""
     allow_truncated: bool = False
@@ -86,6 +94,21 @@ class RolloutSettings(Settings):
                 f"horizon.start = {horizon.start} is above max_new_tokens = {self.max_new_tokens}; lower start"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_staleness(self) -> "RolloutSettings":
+        for name, neutral in (("lag", 0), ("refresh", 1)):
+            if self.reuse is not None and getattr(self, name) != neutral:
+                raise ValueError(
+                    f"reuse = run with {name} = {getattr(self, name)}: all rollouts are written before the first step; "
+                    f"set {name}={neutral}, or reuse=null"
+                )
+        return self
+
+    @property
+    def stale(self) -> bool:
+        """Whether a step may learn from rollouts that older weights have written, beyond its own passes."""
+        return self.lag > 0 or self.refresh > 1 or self.reuse is not None
 
     @property
     def least_limit(self) -> int:

@@ -100,11 +100,11 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _reuse(self) -> "TrainConfig":
         """A weight by drift is 1 throughout where the student never drifts."""
-        one_update = self.passes == 1 and self.updates_per_step == 1
+        one_update = self.passes == 1 and self.updates_per_step == 1 and not self.rollout.stale
         if one_update and self.gate.spans != "none":
             raise ValueError(
                 f"gate.spans = {self.gate.spans} with passes = 1 and one minibatch per rollout: the student never "
-                f"drifts, so every gate is 1; set passes=2, a smaller minibatch, or gate.spans=none"
+                f"drifts, so every gate is 1; set passes=2, a smaller minibatch, rollout.lag=1, or gate.spans=none"
             )
         for place, factor in self.factors():
             if one_update and (factor.of_drift or {"age", "freshness"} & set(factor.signals)):

@@ -3,6 +3,7 @@
 Shapes: B sequences, N valid response tokens of the batch in sequence order (the flat stream), K support tokens.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -179,7 +180,8 @@ class Experience:
             tensors |= {f"scores.{scorer}.{name}": value.contiguous() for name, value in found}
         tensors |= {name: getattr(self, name) for name in PLAIN}
         tensors |= {name: value for name in OPTIONAL if (value := getattr(self, name)) is not None}
-        save_file(tensors, path, metadata={"version": str(self.version)})
+        about = {"version": self.version, "unscored": self.unscored}
+        save_file(tensors, path, metadata={name: json.dumps(value) for name, value in about.items()})
 
     @classmethod
     def load(cls, path: Path) -> "Experience":
@@ -193,9 +195,10 @@ class Experience:
         plain = {name: tensors[name] for name in (*PLAIN, *OPTIONAL) if name in tensors}
         scores = {scorer: _with_prefix(tensors, f"scores.{scorer}.") for scorer in SCORERS}
         with safe_open(path, "pt") as file:
-            version = int(file.metadata()["version"])
+            about = {name: json.loads(value) for name, value in file.metadata().items()}
         scored = Scored(**{scorer: TokenScores(**parts) for scorer, parts in scores.items()})
-        return cls(**lists, keep=keep, version=version, scores=scored, **plain)  # type: ignore[arg-type]
+        known = {"version": about["version"], "unscored": tuple(about["unscored"]), "scores": scored}
+        return cls(**lists, keep=keep, **known, **plain)  # type: ignore[arg-type]
 
 
 def _teachers_of(prompts: Sequence[Prompt]) -> Tensor | None:

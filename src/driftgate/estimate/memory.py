@@ -8,6 +8,7 @@ from ..config import ModelSettings, StudentSettings
 from ..evaluate.batch import EXAM_CACHE_SHARE, EXAM_ROWS_LIMIT
 from ..method.head import CHUNK
 from ..rollout.cache import GROWTH
+from ..train.timetable import overlaps
 from .adapters import ADAPTER_WIDTH
 from .gpus import Gpu
 from .precision import NUMBER_BYTES, product_width, weight_width
@@ -114,6 +115,8 @@ def _resident(work: Workload) -> dict[str, float]:
         found["AdamW"] = 2 * trained
     if "teacher" not in config.offload:
         found |= _targets(work)
+    if overlaps(config):
+        found["weights that write ahead"] = trained
     if work.ranks > 1:
         found |= _target_head(work)
     return found | {"CUDA": work.assumed.context}
@@ -164,8 +167,8 @@ def _gathered(work: Workload, shape: Shape, settings: ModelSettings) -> dict[str
 
 
 def _decoding_copies(work: Workload) -> dict[str, float]:
-    """Copies of the models that write: cast to the type of their products, whole where the live weights are sharded,
-    with the adapters merged where there are some."""
+    """Copies of the models that write, or are sent to servers: cast to the type of their products, whole where the live
+    weights are sharded, with the adapters merged where there are some."""
     config = work.config
     copy = _decoding_copy(work, work.student, config.student)
     if work.adapters:
@@ -189,8 +192,11 @@ def _cast_copy(shape: Shape, settings: ModelSettings) -> float:
 
 
 def _decoding(work: Workload, rows: int, length: float) -> dict[str, float]:
-    """The cache of `rows` responses of `length` tokens, and what it takes to draw a token of each."""
+    """The cache of `rows` responses of `length` tokens, and what it takes to draw a token of each. Servers have memory
+    of their own."""
     config = work.config
+    if config.rollout.engine.kind != "hf":
+        return {}
     found = {"cache": _cache(work, work.student, config.student, rows, length)}
     if config.rollout.kl_budget:
         found["teacher's cache"] = _cache(work, work.teacher, work.teacher_settings, rows, length)

@@ -59,8 +59,8 @@ def seconds_of(work: Workload, gpu: Gpu) -> Seconds:
     elsewhere = {"behaviour", *(["teacher"] if work.teacher_settings.served else [])}
     scored = sum(_scoring(work, gpu, *targets[name]) for name in needs if name not in elsewhere)
     exam = decoding_seconds(asked, *student, work.assumed, gpu)
-    steps = config.steps
-    return Seconds(steps * rollout, steps * behaviour, steps * scored, steps * _update(work, gpu), exam)
+    steps, batches = config.steps, work.batches
+    return Seconds(batches * rollout, batches * behaviour, batches * scored, steps * _update(work, gpu), exam)
 
 
 def decoding_seconds(

@@ -105,11 +105,17 @@ class Workload:
         return needs_initial(self.config)
 
     @property
+    def batches(self) -> int:
+        """Rollout batches that are written and scored; with `rollout.reuse` at most so many."""
+        return math.ceil(self.config.steps / self.config.rollout.refresh)
+
+    @property
     def tokens(self) -> Tokens:
         """Response tokens by what they are used for."""
-        rollout = self.config.steps * self.responses * self.mean
+        batch = self.responses * self.mean
+        rollout, trained = self.batches * batch, self.config.steps * batch * self.config.passes
         scored = rollout if "teacher" in self.needs else 0.0
-        return Tokens(rollout, rollout * self.config.passes, scored, self.exam_responses * self.exam_mean)
+        return Tokens(rollout, trained, scored, self.exam_responses * self.exam_mean)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -120,6 +126,10 @@ class Workload:
             found.append("rollout.horizon keeps responses shorter than max_new_tokens for a while")
         if rollout.on_policy < 1:
             found.append("rollout.on_policy below 1 saves some rollouts")
+        if rollout.engine.kind != "hf":
+            found.append("servers write the rollouts on GPUs of their own; their time is that of one such GPU, in turn")
+        if rollout.reuse is not None:
+            found.append("rollout.reuse writes no more batches than the prompts fill")
         if rollout.teacher_prefix:
             found.append("rollout.teacher_prefix has the teacher write, too")
         if len(self.teachers) > 1:

@@ -22,7 +22,9 @@ from ..errors import InputError
 TRAINED = "default"
 """peft's name of the adapter that is trained."""
 FOLLOWER = "teacher"
-"""Of the second adapter in the same base: the teacher that follows the student."""
+"""Of another adapter in the same base: the teacher that follows the student."""
+WRITER = "writer"
+"""Of another: the student that wrote the rollouts, while the trained one moves on."""
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -56,11 +58,11 @@ class Adapters:
         """An adapter's factors: A [rank, in] and B [out, rank] of each layer, in the order of `layers`."""
         return [factor[adapter].weight for layer in self.layers.values() for factor in (layer.lora_A, layer.lora_B)]
 
-    def add_follower(self, seed: int) -> None:
-        """A second, frozen adapter that begins like the trained one."""
-        self.wrapped.add_adapter(FOLLOWER, copy.deepcopy(self.wrapped.peft_config[TRAINED]))
-        self._begin(FOLLOWER, seed)
-        for parameter in self.parameters(FOLLOWER):
+    def add_copy(self, name: str, seed: int) -> None:
+        """Another adapter, frozen, that begins like the trained one."""
+        self.wrapped.add_adapter(name, copy.deepcopy(self.wrapped.peft_config[TRAINED]))
+        self._begin(name, seed)
+        for parameter in self.parameters(name):
             parameter.requires_grad_(False)
 
     def plain(self, adapter: str | None, dtype: torch.dtype | None = None) -> nn.Module:

@@ -21,7 +21,7 @@ SHOWN = 300
 class Limits:
     """How long a server is waited for. Times are in seconds."""
 
-    connect: float = 5.0
+    connect: float = 10.0
     """Until a connection stands, and for an answer to a health check."""
     answer: float = 1800.0
     """Until an answer has come."""

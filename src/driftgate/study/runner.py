@@ -12,11 +12,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from rich.console import Console
@@ -32,13 +31,17 @@ from ..report.plots import read_metrics
 from ..stop import Stopped
 from ..train.command import run
 from ..train.folder import check_resumable, config_of, lock
-from ..workers import Workers
+from ..workers import Killed, Workers
 from .config import Study, arm_configs, load_study
 from .report import write_report
 from .runs import REFERENCES, reference_folder, run_folder
 from .summary import summary_of
 
+if TYPE_CHECKING:
+    from .ray_workers import RayWorkers
+
 Advance = Callable[[int], None]
+Executor: TypeAlias = "Workers | RayWorkers"
 
 
 @dataclass(frozen=True)
@@ -76,22 +79,27 @@ class Job:
         return self.config.prompts.per_step * self.config.rollout.samples * (1 + self.config.passes)
 
 
-def run_study(path: Path, out: Path, console: Console, workers: int | None, runs: Path | None = None) -> None:
+def run_study(
+    path: Path, out: Path, console: Console, workers: int | None, runs: Path | None = None, on: str | None = None
+) -> None:
     """Do what is left of a study in `out`, then write summary.json and the report there.
 
-    workers: runs at a time; null for one per GPU, else one per processor core. runs: the folder of the runs, where
-    several studies share some. Raises InputError before any compute; RunError at the end if runs failed.
+    workers: runs at a time; null for one per GPU, else one per processor core; on Ray, as many as the cluster has room
+    for. runs: the folder of the runs, where several studies share some. on: "ray", or null for processes of this
+    machine. Raises InputError before any compute; RunError at the end if runs failed.
     """
+    if on not in (None, "ray"):
+        raise InputError(f"--on {on}: unknown; give ray, or leave it out for processes of this machine")
     study = load_study(path)
     configs = arm_configs(study)
     runs = runs or out / "runs"
     jobs = list(jobs_of(study, configs, runs))
     check(jobs)
-    count = workers or torch.cuda.device_count() or os.cpu_count() or 1
+    count = workers or (len(jobs) if on else torch.cuda.device_count() or os.cpu_count() or 1)
     check_servers(jobs, count)
     out.mkdir(parents=True, exist_ok=True)
     with lock(out):
-        failed = run_jobs(jobs, console, count, out)
+        failed = run_jobs(jobs, console, lambda left: executor_of(left, console, count, runs, on), out)
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         summary = summary_of(path.stem, study, configs, runs, command, seconds_spent(out))
         replace_file(out / "summary.json", json_rows(summary) + "\n")
@@ -154,7 +162,8 @@ def _check_folder(job: Job) -> None:
                 f"another --runs or --out, or remove the folder"
             )
     done = _done(job)
-    steps = len(read_metrics(job.folder, "rollout")) if done and job.trained else job.config.steps
+    updates = read_metrics(job.folder, "update") if done and job.trained else None
+    steps = job.config.steps if updates is None else len({line["step"] for line in updates})
     if steps < job.config.steps:
         raise InputError(
             f"{job.folder}: is marked as finished, but its metrics.jsonl ends after {steps} of {job.config.steps} "
@@ -167,8 +176,10 @@ def _check_folder(job: Job) -> None:
         )
 
 
-def run_jobs(jobs: Sequence[Job], console: Console, workers: int, out: Path) -> dict[str, str]:
-    """All jobs. Returns what failed and why. Prints a line as each ends."""
+def run_jobs(
+    jobs: Sequence[Job], console: Console, executor: Callable[[Sequence[Job]], Executor], out: Path
+) -> dict[str, str]:
+    """All jobs. Returns what failed and why. Prints a line as each ends. executor: of the jobs that are left."""
     left = [job for job in jobs if not is_done(job)]
     console.print(f"{len(jobs) - len(left)} of {len(jobs)} runs and examinations are there already", highlight=False)
     if not left:
@@ -190,7 +201,7 @@ def run_jobs(jobs: Sequence[Job], console: Console, workers: int, out: Path) -> 
             f"[{len(finished)}/{len(left)}] {job.name}: {what}; about {remaining / 60:.0f} min left", highlight=False
         )
 
-    with clock(out), Workers(console, min(workers, len(left))) as pool:
+    with clock(out), executor(left) as pool:
         whole = pool.progress.add_task("study", total=total)
 
         def advance(count: int) -> None:
@@ -203,10 +214,20 @@ def run_jobs(jobs: Sequence[Job], console: Console, workers: int, out: Path) -> 
             future.add_done_callback(lambda future, job=job: report_end(job, future))
         try:
             pool.wait(advance)
-        except BrokenProcessPool:
-            lost = [job.name for job in left if job.name not in finished]
-            failed |= dict.fromkeys(lost, "its process was killed, perhaps for want of memory; run the command again")
+        except Killed as error:
+            failed |= dict.fromkeys([job.name for job in left if job.name not in finished], str(error))
     return failed
+
+
+def executor_of(jobs: Sequence[Job], console: Console, count: int, runs: Path, on: str | None) -> Executor:
+    """Where the jobs run, at most so many at a time. Raises InputError for a cluster that cannot run them."""
+    if on is None:
+        return Workers(console, min(count, len(jobs)))
+    from .ray_workers import RayWorkers
+
+    threads = max(job.config.threads or 1 for job in jobs)
+    gpu = any(job.config.device != "cpu" for job in jobs)
+    return RayWorkers(console, min(count, len(jobs)), runs, threads, gpu)
 
 
 def run_job(job: Job, advance: Advance) -> str | None:

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..config import TrainConfig
-from ..data.experience import Experience
 from ..data.prompts import Problem, Prompt, load_problems
+from ..data.rollout import Rollout
 from ..errors import InputError
 from ..models import load
 from ..models.identity import fingerprint
@@ -29,7 +29,7 @@ from . import checkpoint
 from .checkpoint import Position
 from .checks import check_problems, check_ranks, reads_newlines
 from .determinism import prepare_torch
-from .follow import Follower, follower_of
+from .follow import Follower, copies_of
 from .learner import Learner
 from .offload import Parked, ParkedEngine, ParkedScorer, moves, park, park_state
 from .policies import load_policies, scorers_of
@@ -51,15 +51,15 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     last = world.share(checkpoint.all_checkpoints(out / "checkpoints")[-1:])[0]
     model = last[0] / "model" if last else None
     policy, targets, served, fingerprints = loaded_policies(config, model, tokenizer, device, world)
-    parked = park(config, policy, targets) if world.size == 1 else {}
+    parked = park(config, policy, {n: t for n, t in targets.items() if n != "writer"}) if world.size == 1 else {}
     scorers = scorers_for(config, policy, targets, served, parked, fingerprints, world)
     teachers = models_of(config, theirs, targets)
     stop_ids = load.choose_stop_ids((policy.model, tokenizer), teachers, config.rollout.stop_ids)
     contexts = contexts_of(config, targets, served)
     prompts = encoded(problems, config, tokenizer, load.context_length(policy.model), contexts)
     learner = learner_of(config, policy, targets, parked, world)
-    follower = follower_of(config, policy, targets.get("teacher"))
-    position, pending = _restore(last[0], learner, follower) if last else (Position(), {})
+    copies = copies_of(config, policy, targets)
+    position, pending = _restore(last[0], learner, copies) if last else (Position(), {})
     if "optimizer" in config.offload:
         park_state(learner.optimizer, policy.device)
     student = student_engine(config, policy, targets.get("teacher"), out, prompts, world)
@@ -79,7 +79,7 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         grader=Grader(),
         position=position,
         pending=pending,
-        follower=follower,
+        copies=copies,
         fingerprints=fingerprints,
         served=served,
         world=world,
@@ -223,16 +223,17 @@ def newline_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
     return table
 
 
-def _restore(path: Path, learner: Learner, follower: Follower | None) -> tuple[Position, dict[str, Experience]]:
+def _restore(path: Path, learner: Learner, copies: Mapping[str, Follower]) -> tuple[Position, dict[int, Rollout]]:
     position, state, pending = checkpoint.load(path)
     try:
         learner.load_state_dict(state)
         if learner.world.size > 1 or (path / checkpoint.SHARDS).is_dir():
             from .sharded import restore
 
-            restore(path, learner, follower, state)
-        elif follower is not None:
-            follower.load_state_dict(state)
+            restore(path, learner, copies, state)
+        else:
+            for name in copies.keys() & state.keys():
+                copies[name].load(state[name])
     except ValueError as error:
         raise InputError(
             f"{path}: its optimiser belongs to a model of another shape ({error}); restore the checkpoint, or delete "

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ..data.experience import Experience
+from ..data.rollout import Rollout
 from ..errors import RunError
 from ..horizon import LengthController
 
 PARTIAL = ".partial"
+PENDING = "pending"
+"""The rollout batches that are still needed, each by its number."""
 SHARDS = "shards"
 """What several ranks wrote, each its share."""
 
@@ -48,7 +50,7 @@ def save(
     position: Position,
     write_model: Callable[[Path], None],
     learner_state: dict[str, Any],
-    pending: Mapping[str, Experience],
+    pending: Mapping[int, Rollout],
     keep: int,
 ) -> Path:
     """Write a checkpoint, then delete all but the newest `keep`. Raises RunError where the disk refuses.
@@ -92,12 +94,12 @@ def begin(partial: Path) -> None:
 
 
 def write_state(
-    partial: Path, position: Position, learner_state: dict[str, Any], pending: Mapping[str, Experience]
+    partial: Path, position: Position, learner_state: dict[str, Any], pending: Mapping[int, Rollout]
 ) -> None:
     """Everything but the models."""
     torch.save(learner_state | {"random": torch.get_rng_state()}, partial / "learner.pt")
-    for responses, batch in pending.items():
-        batch.save(partial / f"pending-{responses}.safetensors")
+    for number, rollout in pending.items():
+        rollout.save(partial / PENDING / f"{number:06d}")
     (partial / "position.json").write_text(json.dumps(asdict(position)))
 
 
@@ -123,17 +125,17 @@ def all_checkpoints(folder: Path) -> list[Path]:
     )
 
 
-def load(path: Path) -> tuple[Position, dict[str, Any], dict[str, Experience]]:
-    """Position, learner state and the pending rollout batch, by whose responses they are. Restores torch's random
-    state. The model is loaded apart."""
+def load(path: Path) -> tuple[Position, dict[str, Any], dict[int, Rollout]]:
+    """Position, learner state and the pending rollout batches, by number. Restores torch's random state. The model is
+    loaded apart."""
     values = json.loads((path / "position.json").read_text())
     if values.get("controller") is not None:
         values["controller"] = LengthController(**values["controller"])
     position = Position(**values)
     state = torch.load(path / "learner.pt", weights_only=True, map_location="cpu")
     torch.set_rng_state(state.pop("random"))
-    files = sorted(path.glob("pending-*.safetensors"))
-    return position, state, {file.stem.removeprefix("pending-"): Experience.load(file) for file in files}
+    folders = sorted((path / PENDING).glob("*"))
+    return position, state, {int(folder.name): Rollout.load(folder) for folder in folders}
 
 
 def _flush(folder: Path) -> None:

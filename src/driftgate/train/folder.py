@@ -61,6 +61,8 @@ def check_resumable(before: TrainConfig, config: TrainConfig, out: Path) -> Trai
     refused = [name for name in changed if name not in MAY_CHANGE]
     if "steps" in changed and config.optimizer.schedule != "constant":
         refused.append("steps (the schedule of the learning rate depends on them)")
+    if "steps" in changed and config.rollout.stale:
+        refused.append("steps (rollout.lag, refresh and reuse write batches for them ahead)")
     if refused:
         raise InputError(
             f"--out {out}: holds a run with other settings: {', '.join(refused)}; its own are in "

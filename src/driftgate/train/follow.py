@@ -3,14 +3,13 @@
 It moves between steps alone, so that one teacher scores all of a rollout batch and is learned from in all its updates.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig
-from ..models.lora import FOLLOWER, TRAINED
+from ..models.lora import FOLLOWER, TRAINED, WRITER
 from ..models.policy import Policy
 
 
@@ -33,23 +32,29 @@ class Follower:
             else:
                 teacher.lerp_(student.to(teacher.dtype), 1 - self.ema)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The teacher's weights, part of a checkpoint: those of the student have moved on."""
-        return {"teacher": [teacher.detach() for _, teacher in self.pairs]}
+    def weights(self) -> list[Tensor]:
+        """The teacher's, part of a checkpoint: those of the student have moved on."""
+        return [teacher.detach() for _, teacher in self.pairs]
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, list[Tensor]]) -> None:
-        for (_, teacher), saved in zip(self.pairs, state["teacher"], strict=True):
+    def load(self, weights: Sequence[Tensor]) -> None:
+        """Set the teacher's weights to what `weights` gave."""
+        for (_, teacher), saved in zip(self.pairs, weights, strict=True):
             teacher.copy_(saved)
 
 
-def follower_of(config: TrainConfig, policy: Policy, teacher: Policy | None) -> Follower | None:
-    """None for a teacher that stays as it is. teacher: None where there is not one for all problems."""
-    follow = config.teacher.follow if config.teacher is not None else None
-    if follow is None or teacher is None:
-        return None
+def copies_of(config: TrainConfig, policy: Policy, targets: Mapping[str, Policy]) -> dict[str, Follower]:
+    """What moves the "teacher", unless it stays as it is, and the "writer", which is copied each time."""
+    follow, found = config.teacher and config.teacher.follow, {}
+    if follow is not None:
+        found["teacher"] = Follower(*_pairs(policy, targets["teacher"], FOLLOWER), follow.every, follow.ema)
+    if "writer" in targets:
+        found["writer"] = Follower(*_pairs(policy, targets["writer"], WRITER), every=1, ema=None)
+    return found
+
+
+def _pairs(policy: Policy, other: Policy, adapter: str) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters of the student and of a model that follows it: another model, or another adapter on its base."""
     if policy.adapters is not None:
-        pairs = policy.adapters.parameters(TRAINED), policy.adapters.parameters(FOLLOWER)
-    else:
-        pairs = list(policy.model.parameters()), list(teacher.model.parameters())
-    return Follower(*pairs, follow.every, follow.ema)
+        return policy.adapters.parameters(TRAINED), policy.adapters.parameters(adapter)
+    return list(policy.model.parameters()), list(other.model.parameters())

@@ -42,6 +42,8 @@ def train(run: Run) -> None:
     except ServingError as error:
         run.save()
         raise RunError(f"{error}; stopped; the last checkpoint is {last_checkpoint(run)}") from None
+    finally:
+        run.source.leave()
 
 
 def last_checkpoint(run: Run) -> Path:

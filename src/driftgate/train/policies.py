@@ -14,14 +14,15 @@ from ..models.views import AdapterView
 from ..scorers.local import LocalScorer
 from ..world import World
 from .checks import check_supports, needs_initial
+from .timetable import overlaps
 
 
 def load_policies(
     config: TrainConfig, checkpoint_model: Path | None, device: torch.device
 ) -> tuple[Policy, dict[str, Policy]]:
-    """The student, from a checkpoint where there is one, and those it is compared with: its local
-    teachers and, where a term asks for it, "initial"; all cut to the vocabulary that they share.
-    Raises InputError."""
+    """The student, from a checkpoint where there is one, and those it is compared with: its local teachers, "initial"
+    where a term asks for it, and "writer" where rollouts are written while the student learns; all cut to the
+    vocabulary that they share. Raises InputError."""
     policy = _student(config, checkpoint_model, device)
     targets = {role: _teacher(config, role, policy, device) for role in config.local_teachers}
     check_head(policy, "student", config.student.path)
@@ -29,6 +30,8 @@ def load_policies(
         check_head(target, role, config.teacher_roles[role].path)
     if needs_initial(config):
         targets["initial"] = _initial(config, policy, device)
+    if overlaps(config):
+        targets["writer"] = _writer(config, policy, device)
     every = [policy, *targets.values()]
     declared = [load.declared_vocabulary(config.teacher_model(role), role) for role in config.served_teachers]
     vocabulary = min([*(each.vocabulary_size for each in every), *(size for size in declared if size)])
@@ -63,7 +66,7 @@ def _teacher(config: TrainConfig, role: str, policy: Policy, device: torch.devic
         return Policy(load.load_model(settings, role, device), settings.compute)
     if given.follow is None:
         return AdapterView(policy, None)
-    policy.adapters.add_follower(config.seed)
+    policy.adapters.add_copy(lora.FOLLOWER, config.seed)
     return AdapterView(policy, lora.FOLLOWER)
 
 
@@ -72,6 +75,14 @@ def _initial(config: TrainConfig, policy: Policy, device: torch.device) -> Polic
     if policy.adapters is not None:
         return AdapterView(policy, None)
     return Policy(load.load_model(config.student, "student", device), config.student.compute)
+
+
+def _writer(config: TrainConfig, policy: Policy, device: torch.device) -> Policy:
+    """A copy of the student's weights: with adapters another one on its base, else a model of its own."""
+    if policy.adapters is None:
+        return Policy(load.load_model(config.student, "student", device), config.student.compute)
+    policy.adapters.add_copy(lora.WRITER, config.seed)
+    return AdapterView(policy, lora.WRITER)
 
 
 def enable_checkpointing(policy: Policy) -> None:
@@ -88,5 +99,5 @@ def enable_checkpointing(policy: Policy) -> None:
 def scorers_of(config: TrainConfig, policy: Policy, targets: dict[str, Policy], world: World) -> dict[str, LocalScorer]:
     """The student under "behaviour", and the targets. Only the teachers see prompts of their own."""
     how = config.microbatch_tokens, config.rollout.temperature
-    scorers = {name: LocalScorer(each, *how, name != "initial", world) for name, each in targets.items()}
+    scorers = {name: LocalScorer(each, *how, name in config.teacher_roles, world) for name, each in targets.items()}
     return {"behaviour": LocalScorer(policy, *how, world=world), **scorers}

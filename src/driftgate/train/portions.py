@@ -89,10 +89,12 @@ class Batch:
         return self.student.version
 
     def portion(self, update: ScheduledUpdate) -> dict[str, Portion]:
-        """What an update takes of each group of responses."""
+        """What an update takes of each group of responses that a term of its step learns from."""
+        wanted = {term.responses for term in self.config.terms_at(update.step).values()}
         return {
             name: Portion(part, sequences_of(self.config, name, part, update), *self.spans[name])
             for name, part in self.responses.items()
+            if name in wanted
         }
 
     def add_behaviour(self, logp: Tensor | None) -> None:

@@ -81,11 +81,11 @@ def counted_lengths(config: TrainConfig, batch: Batch) -> list[int]:
     return [count for count, written in zip(counts, student.written.tolist()) if written]
 
 
-def prompts_of_step(prompts: Sequence[Prompt], config: TrainConfig, step: int) -> list[Prompt]:
-    """The prompts of a step, counted from 0. They are consecutive in a shuffled order, which depends on the seed and
-    the epoch alone."""
+def prompts_of_batch(prompts: Sequence[Prompt], config: TrainConfig, number: int) -> list[Prompt]:
+    """The prompts of a rollout batch, counted from 0. They are consecutive in a shuffled order, which depends on the
+    seed and the epoch alone."""
     size, count = config.prompts.per_step, len(prompts)
-    places = range(step * size, (step + 1) * size)
+    places = range(number * size, (number + 1) * size)
     orders = {
         epoch: keyed.generator(config.seed, "order", epoch).permutation(count)
         for epoch in {place // count for place in places}
@@ -174,16 +174,16 @@ def teacher_responses(
 
 
 def other_responses(
-    engines: Engines, prompts: Sequence[Prompt], config: TrainConfig, step: int, check: Callable[[], None]
+    engines: Engines, prompts: Sequence[Prompt], config: TrainConfig, steps: Sequence[int], check: Callable[[], None]
 ) -> dict[str, Experience]:
-    """Reference solutions and the teacher's responses, each only if a term of the step's loss learns from them.
+    """Reference solutions and the teacher's responses, each only if a term of these steps' losses learns from them.
 
     check: called each time responses of the teacher end. It may raise to stop.
     """
-    wanted = {term.responses for term in config.terms_at(step).values()}
+    wanted = {term.responses for step in steps for term in config.terms_at(step).values()}
     found = {}
     if "reference" in wanted:
         found["reference"] = reference_responses(engines, prompts, config.rollout.max_new_tokens)
     if "teacher" in wanted:
-        found["teacher"] = teacher_responses(engines, prompts, config, step, lambda count: check())
+        found["teacher"] = teacher_responses(engines, prompts, config, steps[0], lambda count: check())
     return {name: Experience.of(prompts, responses, config.drop_tokens) for name, responses in found.items()}

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..config import TrainConfig
-from ..data.experience import Experience
 from ..data.prompts import Prompt
+from ..data.rollout import Rollout
 from ..models.policy import Policy
 from ..models.save import save_model
 from ..scorers.scorer import Scorer
@@ -29,7 +29,7 @@ from .portions import Batch, ScheduledUpdate
 from .records import distances
 from .rollouts import Engines, controller_after, controller_of
 from .routing import gaps_by_teacher
-from .source import Lockstep, Source
+from .source import Source, source_of
 from .trackers import Metrics
 
 
@@ -43,7 +43,8 @@ class Run:
     policy: Policy
     """The student."""
     targets: dict[str, Policy]
-    """The models of local teachers under "teacher" or "teachers.NAME", and, where a term is held to it, "initial"."""
+    """The models of local teachers under "teacher" or "teachers.NAME"; "initial" where a term is held to it; "writer"
+    where rollouts are written while the student learns."""
     tokenizer: PreTrainedTokenizerBase
     scorers: Mapping[str, Scorer]
     """"behaviour" (the student), "teacher" and, where a term is held to it, "initial"."""
@@ -54,12 +55,13 @@ class Run:
     """bool [V], True where a token's text contains a newline."""
     grader: Grader
     position: Position
-    pending: dict[str, Experience] = field(default_factory=dict)
-    """The rollout batch of a step that was interrupted, by whose responses they are; empty between steps."""
+    pending: dict[int, Rollout] = field(default_factory=dict)
+    """The rollout batches that a resumed run has already, by number."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the student and its teachers as the session found them; on rank 0 alone."""
-    follower: Follower | None = None
-    """Moves the teacher after the student; None for a teacher that stays as it is."""
+    copies: Mapping[str, Follower] = field(default_factory=dict)
+    """What moves the weights of other models after the student's: "teacher" for one that follows it, "writer" for those
+    that write rollouts."""
     served: dict[str, ServedScorer] = field(default_factory=dict)
     """The teachers on servers, by their names in the settings."""
     world: World = field(default_factory=Alone)
@@ -67,15 +69,15 @@ class Run:
 
     def __post_init__(self) -> None:
         self.display = Display(Console(quiet=True), self.config.steps, self.position.step)
-        self.source: Source = Lockstep(self, self.pending)
+        self.source: Source = source_of(self)
         self.sharded: Any = None
         """Writes the checkpoints of several ranks."""
         if self.world.size > 1:
             from .sharded import ShardedCheckpoints  # a process alone needs none of it
 
             folder, keep = self.out / "checkpoints", self.config.checkpoint.keep
-            student = self.policy, self.tokenizer, self.learner, self.follower
-            self.sharded = ShardedCheckpoints(self.world, folder, keep, *student)
+            student = self.policy, self.tokenizer, self.learner
+            self.sharded = ShardedCheckpoints(self.world, folder, keep, *student, self._moved)
         for scorer in self.served.values():
             scorer.check = lambda: self.stop.check()  # the signal's handler comes later
         self.latest: dict[str, float] = {}
@@ -103,14 +105,15 @@ class Run:
 
     def end_step(self, batch: Batch) -> None:
         """All updates of the batch are done: sync the engine and move on to the next step."""
+        writes = self.source.end_step(self.position.step)
         controller = controller_of(self.config, self.position.controller)
         controller = controller_after(self.config, controller, batch)
         self.position = Position(self.position.step + 1, controller=controller)
-        self.source.done()
-        if self.follower is not None:
+        if "teacher" in self.copies:
             self.targets["teacher"].release()
-            self.follower.after_step(self.position.step)
-        self.engines.student.load(self.policy, self.learner.version)
+            self.copies["teacher"].after_step(self.position.step)
+        if writes:
+            self.engines.student.load(self.policy, self.learner.version)
         self.display.step(self.position.step, batch.metrics | self.latest)
 
     def save_if_due(self) -> None:
@@ -120,14 +123,18 @@ class Run:
 
     def save(self) -> None:
         """A checkpoint of where the run stands."""
-        pending = self.source.pending() if self.position.update else {}
+        pending = self.source.pending()
         if self.sharded is not None:
             self.sharded.save(self.position, pending)
             return
         folder, keep, state = self.out / "checkpoints", self.config.checkpoint.keep, self.learner.state_dict()
-        if self.follower is not None:
-            state |= self.follower.state_dict()
+        state |= {name: copy.weights() for name, copy in self._moved().items()}
         checkpoint.save(folder, self.position, self.write_model, state, pending, keep)
+
+    def _moved(self) -> dict[str, Follower]:
+        """The copies whose weights a checkpoint has to keep."""
+        kept = ["teacher", *(["writer"] if self.source.writing else [])]
+        return {name: copy for name, copy in self.copies.items() if name in kept}
 
     def write_model(self, folder: Path) -> None:
         save_model(self.policy, self.tokenizer, folder)

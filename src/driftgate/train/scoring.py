@@ -19,18 +19,19 @@ NeedsOf = dict[str, Needs]
 to score."""
 
 
-def needs_of(config: TrainConfig, responses: str, step: int) -> NeedsOf:
-    """What a group of responses has to be scored with at a step, counted from 0."""
+def needs_of(config: TrainConfig, responses: str, *steps: int) -> NeedsOf:
+    """What a group of responses has to be scored with for these steps, counted from 0."""
     needs: NeedsOf = {}
-    for term in config.terms_at(step).values():
-        if term.responses == responses:
-            needs = _both(needs, term.objective.needs)
-            needs = _both(needs, needs_of_signals(term.reads_of_weights, config.diagnostics.k))
-    if responses == "student":
-        needs = _both(needs, {"behaviour": Needs(logp=config.log_drift)})
-        if diagnosed(config, step):
-            wanted = {"behaviour_logp", "teacher_entropy", "teacher_top_logp"}
-            needs = _both(needs, needs_of_signals(wanted, config.diagnostics.k))
+    for step in steps:
+        for term in config.terms_at(step).values():
+            if term.responses == responses:
+                needs = _both(needs, term.objective.needs)
+                needs = _both(needs, needs_of_signals(term.reads_of_weights, config.diagnostics.k))
+        if responses == "student":
+            needs = _both(needs, {"behaviour": Needs(logp=config.log_drift)})
+            if diagnosed(config, step):
+                wanted = {"behaviour_logp", "teacher_entropy", "teacher_top_logp"}
+                needs = _both(needs, needs_of_signals(wanted, config.diagnostics.k))
     return {scorer: wanted for scorer, wanted in needs.items() if wanted}
 
 
@@ -72,28 +73,31 @@ def needs_of_run(config: TrainConfig) -> NeedsOf:
     return needs
 
 
-def behaviour_scores(config: TrainConfig, scorer: Scorer, responses: str, batch: Experience, step: int) -> Experience:
-    """What the student says of a group of responses before the first update, by the trainer's own forward: the old
-    log-probabilities log o(y_t) and, as needed, its entropy and most probable tokens.
+def behaviour_scores(
+    config: TrainConfig, scorer: Scorer, responses: str, batch: Experience, *steps: int, fresh: bool = True
+) -> Experience:
+    """What the student that wrote a group of responses, or is about to learn from them, says of them, by the trainer's
+    own forward: the old log-probabilities log o(y_t) and, as needed, its entropy and most probable tokens.
 
-    In the very micro-batches of the first pass, so that the drift of the first update is exactly 0, not rounding noise.
-    The first minibatch stays `unscored` where its own update will find its log-probabilities.
+    In the very micro-batches of the first pass, so that the drift of an update by the same weights is exactly 0, not
+    rounding noise. steps: those that learn from the responses. fresh: whether the first of them is by the weights that
+    wrote: then the first minibatch stays `unscored` where its own update will find its log-probabilities.
     """
-    needs = needs_of(config, responses, step).get("behaviour")
+    needs = needs_of(config, responses, *steps).get("behaviour")
     if needs is None:
         return batch
-    first_pass = [update for update in schedule(config, step) if update.pass_ == 0]
+    first_pass = [update for update in schedule(config, steps[0]) if update.pass_ == 0]
     groups = [sequences_of(config, responses, batch, update) for update in first_pass]
-    found_later = responses == "student" and _found_by_first_update(config, needs, step)
+    found_later = fresh and responses == "student" and _found_by_first_update(config, needs, steps[0])
     unscored = tuple(groups.pop(0)) if found_later else ()
     return replace(batch.with_scores(behaviour=scorer.score(batch, needs, groups)), unscored=unscored)
 
 
 def target_scores(
-    config: TrainConfig, scorers: Mapping[str, Scorer], responses: str, batch: Experience, step: int
+    config: TrainConfig, scorers: Mapping[str, Scorer], responses: str, batch: Experience, *steps: int
 ) -> Experience:
     """What the teacher, and the initial student where a term is held to it, say of a group of responses."""
-    for name, needs in needs_of(config, responses, step).items():
+    for name, needs in needs_of(config, responses, *steps).items():
         if name != "behaviour":
             batch = batch.with_scores(**{name: scorers[name].score(batch, needs)})
     return batch

@@ -7,7 +7,7 @@ Hugging Face folder, one layer in memory at a time; then the folder counts.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..data.experience import Experience
+from ..data.rollout import Rollout
 from ..errors import RunError
 from ..models.policy import Policy
 from ..models.save import save_layers
@@ -51,16 +51,17 @@ class ShardedCheckpoints:
         policy: Policy,
         tokenizer: PreTrainedTokenizerBase,
         learner: Learner,
-        follower: Follower | None,
+        copies: Callable[[], Mapping[str, Follower]],
     ):
+        """copies: gives the models that have followed the student, by name."""
         self.world, self.folder, self.keep = world, folder, keep
-        self.policy, self.tokenizer, self.learner, self.follower = policy, tokenizer, learner, follower
+        self.policy, self.tokenizer, self.learner, self.copies = policy, tokenizer, learner, copies
         self.group: Any = dist.new_group(backend="gloo")  # its own, as the training's collectives go on meanwhile
         self.written: Future | None = None
         self.finisher: Thread | None = None
         self.error: RunError | None = None
 
-    def save(self, position: Position, pending: Mapping[str, Experience]) -> None:
+    def save(self, position: Position, pending: Mapping[int, Rollout]) -> None:
         """Every rank calls this; it returns once the weights are copied. Raises RunError where the disk refuses, this
         time or the last."""
         self.wait()
@@ -73,7 +74,7 @@ class ShardedCheckpoints:
                 checkpoint.write_state(partial, position, self.learner.state_dict(), pending)
         self.world.share(None)  # the folder is there
         self.policy.release()
-        state = weights_of(self.policy) | moments_of(self.learner) | followers_of(self.follower)
+        state = weights_of(self.policy) | moments_of(self.learner) | weights_of_copies(self.copies())
         shards = target.with_name(target.name + checkpoint.PARTIAL) / SHARDS
         # copied before the call returns: the next update changes them while they are written
         writer = FileSystemWriter(shards)
@@ -129,24 +130,25 @@ def moments_of(learner: Learner) -> dict[str, Tensor]:
     return {f"{key}.{name}": value for name, state in every for key, value in state.items()}
 
 
-def followers_of(follower: Follower | None) -> dict[str, Tensor]:
-    """The weights of a teacher that follows the student, each as a shard."""
-    state = [] if follower is None else follower.state_dict()["teacher"]
-    return {f"teacher.{number}": value for number, value in enumerate(state)}
+def weights_of_copies(copies: Mapping[str, Follower]) -> dict[str, Tensor]:
+    """The weights of models that have followed the student, each as a shard."""
+    return {f"{name}.{n}": value for name, copy in copies.items() for n, value in enumerate(copy.weights())}
 
 
-def restore(folder: Path, learner: Learner, follower: Follower | None, state: Mapping[str, Any]) -> None:
-    """The optimiser's moments and a following teacher, from a checkpoint of any number of ranks, for any number of
-    ranks. state: what `checkpoint.load` gave. Raises ValueError for a model of another shape."""
+def restore(folder: Path, learner: Learner, copies: Mapping[str, Follower], state: Mapping[str, Any]) -> None:
+    """The optimiser's moments and the models that have followed the student, as far as they are there, from a
+    checkpoint of any number of ranks, for any number of ranks. state: what `checkpoint.load` gave. Raises ValueError
+    for a model of another shape."""
     if (folder / SHARDS).is_dir():
         _load_moments(folder, learner)
-        _read_into(followers_of(follower), folder, alone=learner.world.size == 1)
+        saved = FileSystemReader(folder / SHARDS).read_metadata().state_dict_metadata
+        there = {name: copy for name, copy in copies.items() if f"{name}.0" in saved}
+        _read_into(weights_of_copies(there), folder, alone=learner.world.size == 1)
         return
     _shard_moments(learner)
-    if follower is not None:
-        theirs = follower.state_dict()["teacher"]
-        cut = [sharded_like(p, value) for p, value in zip(theirs, state["teacher"], strict=True)]
-        follower.load_state_dict({"teacher": cut})
+    for name, copy in copies.items():
+        if name in state:
+            copy.load([sharded_like(p, value) for p, value in zip(copy.weights(), state[name], strict=True)])
 
 
 def _load_moments(folder: Path, learner: Learner) -> None:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from ..data.experience import Experience
-from ..data.prompts import Prompt
-from ..data.response import Response
+from ..data.rollout import Rollout
+from ..errors import RunError
+from . import checkpoint
+from .background import Background
 from .checkpoint import Position
 from .portions import Batch
-from .records import make_experience, rollout_metrics, rollout_rows
-from .rollouts import controller_of, length_limit, other_responses, prompts_of_step, sample_responses
-from .routing import rollout_by_teacher
-from .scoring import behaviour_scores, target_scores
-from .teachers import cache_hits
-from .trackers import write_rollouts
+from .timetable import Timetable, overlaps
+from .writing import Writing, alone, score_by_targets, timed
 
 if TYPE_CHECKING:
     from .run import Run
@@ -26,89 +22,185 @@ if TYPE_CHECKING:
 class Source(Protocol):
     """Gives the batch of each step, with the version of the weights that wrote it."""
 
+    writing: bool
+    """Whether batches are being written by weights that the student has left behind."""
+
     def take(self, position: Position) -> Batch:
-        """The scored batch of a step: the same one until `done`."""
+        """The scored batch of a step: the same one until `end_step`."""
         ...
 
-    def done(self) -> None:
-        """The batch has been learned from."""
+    def end_step(self, step: int) -> bool:
+        """A step, counted from 0, has been learned from. Returns once nothing writes with the weights before it any
+        more. True where the weights after it write a batch, so that engines have to load them."""
         ...
 
-    def pending(self) -> dict[str, Experience]:
-        """What a checkpoint in the middle of a step has to keep, by whose responses they are."""
+    def pending(self) -> dict[int, Rollout]:
+        """The batches that a checkpoint has to keep, by number."""
+        ...
+
+    def leave(self) -> None:
+        """The session ends: give up what is being written."""
         ...
 
 
-class Lockstep:
-    """Rollout, scores, updates, in turn: the weights that write a batch are the ones that learn from it first."""
+class InTurn:
+    """Rollout, scores, updates, in turn. Batches are written when the timetable says so: in lockstep, or ahead of the
+    step that needs them.
 
-    def __init__(self, run: Run, pending: Mapping[str, Experience]):
-        """pending: the batch that a resumed run was in the middle of."""
-        self.run = run
-        self.batch = Batch(run.config, dict(pending), run.newline_ids) if pending else None
+    They are scored at once by the weights that wrote them, so that no copy of these is needed later.
+    """
+
+    writing = False
+
+    def __init__(self, run: Run):
+        self.run, self.waiting = run, dict(run.pending)
+        self.timetable = Timetable(run.config, len(run.prompts))
+        self.batch: Batch | None = None
 
     def take(self, position: Position) -> Batch:
         if self.batch is None:
-            self.batch = collect(self.run, position)
+            self.begin(position)
+            number = self.timetable.batches[position.step]
+            rollout = self.written(number)
+            if position.update == 0:
+                self.score(number, rollout, position.step)
+            self.batch = Batch(self.run.config, rollout.responses, self.run.newline_ids, rollout.metrics)
         return self.batch
 
-    def done(self) -> None:
+    def begin(self, position: Position) -> None:
+        """Write what the weights at a position have to write."""
+        if position.update == 0:
+            for number in self.missing(position.step):
+                self.waiting[number] = Writing(self.run, number, self.timetable.uses[number], position).write()
+
+    def missing(self, step: int) -> list[int]:
+        """The batches that the weights after `step` steps have to write, without those that are there."""
+        return [number for number in self.timetable.due.get(step, []) if number not in self.waiting]
+
+    def written(self, number: int) -> Rollout:
+        """A batch that has been begun. Raises RunError where the checkpoint of a resumed run lacks it."""
+        if number not in self.waiting:
+            raise RunError(
+                f"{self.run.out}: its newest checkpoint lacks rollout batch {number + 1}, which the student cannot "
+                f"write any more; delete that checkpoint to go on from the one before"
+            )
+        return self.waiting[number]
+
+    def score(self, number: int, rollout: Rollout, step: int) -> None:
+        """Have the targets score a batch before the first step that learns from it, and where the teacher moves before
+        each; log it."""
+        run, steps = self.run, self.timetable.uses[number]
+        if not rollout.scored or "teacher" in run.copies:
+            score_by_targets(run, rollout, steps)
+        if step == steps[0]:
+            run.metrics.log("rollout", step=step + 1, **rollout.metrics)
+
+    def end_step(self, step: int) -> bool:
         self.batch = None
+        self.waiting = {n: rollout for n, rollout in self.waiting.items() if not self.timetable.done(n, step + 1)}
+        return step + 1 in self.timetable.due
 
-    def pending(self) -> dict[str, Experience]:
-        return {} if self.batch is None else self.batch.responses
+    def pending(self) -> dict[int, Rollout]:
+        return self.waiting
 
-
-def collect(run: Run, position: Position) -> Batch:
-    """Rollout and scores of a step: the student's responses and, where a term is on them, those of others."""
-    config, step, seconds = run.config, position.step, {}
-    limit = length_limit(config, step, controller_of(config, position.controller))
-    run.learner.free_gradients()
-    with timed(seconds, "seconds_rollout"):
-        responses, rows = roll_out(run, step, limit)
-    with timed(seconds, "seconds_behaviour"):
-        scorer = run.scorers["behaviour"]
-        responses = {name: behaviour_scores(config, scorer, name, part, step) for name, part in responses.items()}
-    with timed(seconds, "seconds_teacher"):
-        responses = {name: target_scores(config, run.scorers, name, part, step) for name, part in responses.items()}
-    metrics = rollout_metrics(responses["student"], rows) | seconds | cache_hits(run.scorers)
-    metrics |= rollout_by_teacher(config, responses["student"])
-    if config.rollout.horizon is not None:
-        metrics["limit"] = limit
-    run.metrics.log("rollout", step=step + 1, **metrics)
-    return Batch(config, responses, run.newline_ids, metrics)
+    def leave(self) -> None:
+        pass
 
 
-def roll_out(run: Run, step: int, limit: int) -> tuple[dict[str, Experience], list[dict[str, Any]]]:
-    """The responses of a step, of at most `limit` tokens, by whose they are; and the rows of rollouts/."""
-    prompts = prompts_of_step(run.prompts, run.config, step)
-    run.display.rollout(len(prompts) * run.config.rollout.samples)
+class Overlapped(InTurn):
+    """Servers write while the student learns. A frozen copy of the weights that write scores what comes back."""
 
-    def advance(responses: int) -> None:
-        """Raises Stopped, which engines that several ranks share pass on to all of them."""
-        run.display.advance(responses)
-        run.stop.check()
+    def __init__(self, run: Run):
+        super().__init__(run)
+        self.writings: dict[int, Writing] = {}
+        self.engines = alone(run.engines)
+        self.background = Background(run.world, lambda responses: run.display.advance(responses))
 
-    sampled = sample_responses(run.engines, prompts, run.config, step, limit, advance)
-    rows = graded(run, prompts, sampled)
-    if run.world.rank == 0:
-        write_rollouts(run.out / "rollouts" / f"step-{step + 1:06d}.jsonl", rows)
-    verdicts = [row["correct"] for row in rows]
-    student = make_experience(prompts, sampled, verdicts, run.config, limit, run.learner.version)
-    return {"student": student} | other_responses(run.engines, prompts, run.config, step, run.stop.check), rows
+    @property
+    def writing(self) -> bool:
+        return bool(self.writings)
+
+    def begin(self, position: Position) -> None:
+        """In the middle of a step a resumed run has the writer's weights, from the checkpoint."""
+        missing = self.missing(position.step)
+        if position.update == 0:
+            self.run.copies["writer"].after_step(position.step)
+        elif missing:
+            version = self.run.learner.version - position.update
+            self.run.engines.student.load(self.run.targets["writer"], version)
+        for number in missing:
+            writing = self.writings[number] = Writing(self.run, number, self.timetable.uses[number], position)
+            self.background.start(number, partial(writing.sample, self.engines))
+        self.run.display.rollout(sum(writing.responses for writing in self.writings.values()))
+
+    def written(self, number: int) -> Rollout:
+        for begun in list(self.writings):
+            if number not in self.waiting:
+                self._receive(begun)
+        return super().written(number)
+
+    def end_step(self, step: int) -> bool:
+        for number in list(self.writings):
+            self._receive(number)
+        return super().end_step(step)
+
+    def leave(self) -> None:
+        self.background.leave()
+
+    def _receive(self, number: int) -> None:
+        """Wait for a batch, and have the writer score it."""
+        waited: dict[str, float] = {}
+        with timed(waited, "seconds_waited"):
+            written = self.background.take(number, self.run.stop)
+        writing = self.writings[number]
+        rollout = writing.complete(written.sampled, "writer", {"seconds_rollout": written.seconds} | waited)
+        self.waiting[number] = rollout
+        del self.writings[number]
 
 
-def graded(run: Run, prompts: Sequence[Prompt], sampled: Sequence[Sequence[Response]]) -> list[dict[str, Any]]:
-    """The rows of rollouts/; each rank grades the responses to its share of the prompts."""
-    rank, size = run.world.rank, run.world.size
-    own = rollout_rows(prompts[rank::size], sampled[rank::size], run.decode, run.grader)
-    shares = [iter(part) for part in run.world.share(own)]
-    return [next(shares[place % size]) for place, group in enumerate(sampled) for _ in group]
+class Frozen(InTurn):
+    """All batches are written before the first step, and kept in the run folder."""
+
+    def begin(self, position: Position) -> None:
+        if position.step or position.update:
+            return
+        run = self.run
+        stored = run.world.share([n for n in self.timetable.uses if self._folder(n).exists()])[0]
+        for number, steps in self.timetable.uses.items():
+            if number not in stored:
+                rollout = Writing(run, number, steps, position).write(False)
+                if "teacher" not in run.copies:
+                    score_by_targets(run, rollout, steps)
+                if run.world.rank == 0:
+                    self._keep(number, rollout)
+        run.world.share(None)
+
+    def written(self, number: int) -> Rollout:
+        if number not in self.waiting:
+            self.waiting = {number: Rollout.load(self._folder(number))}
+        return self.waiting[number]
+
+    def end_step(self, step: int) -> bool:
+        self.batch, self.waiting = None, {}
+        return False
+
+    def pending(self) -> dict[int, Rollout]:
+        """Only what a teacher that moves has scored for the step."""
+        return self.waiting if "teacher" in self.run.copies else {}
+
+    def _keep(self, number: int, rollout: Rollout) -> None:
+        folder = self._folder(number)
+        with checkpoint.writing(folder) as unfinished:
+            checkpoint.begin(unfinished)
+            rollout.save(unfinished)
+            checkpoint.complete(unfinished, folder)
+
+    def _folder(self, number: int) -> Path:
+        return self.run.out / "frozen" / f"batch-{number + 1:06d}"
 
 
-@contextmanager
-def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Note the wall's seconds that the block takes."""
-    began = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - began
+def source_of(run: Run) -> Source:
+    """As `rollout.reuse` and `rollout.lag` say."""
+    if run.config.rollout.reuse is not None:
+        return Frozen(run)
+    return Overlapped(run) if overlaps(run.config) else InTurn(run)
