@@ -34,7 +34,7 @@ from driftgate.report.plots import read_metrics
 from driftgate.train import build
 from driftgate.train.command import run
 
-SHAPE = {False: (8_192, 12, 384, 4), True: (512, 2, 64, 1)}
+SHAPE = {False: (4_096, 8, 256, 4), True: (512, 2, 64, 1)}
 """Vocabulary, layers, hidden size, key-value heads; by `quick`."""
 LAGS = (0, 1, 2)
 DECODING = 3.0

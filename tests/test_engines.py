@@ -192,6 +192,14 @@ def test_a_resumed_run_ends_with_the_same_bits(engine, whole, tmp_path, monkeypa
     assert_same(whole, tmp_path)
 
 
+def test_written_while_the_student_learns_or_in_turn_the_bits_are_the_same(engine, tmp_path, monkeypatch):
+    run(config_of(engine, "rollout.lag=2"), tmp_path / "beside", QUIET)
+    for place in ("source", "policies"):
+        monkeypatch.setattr(f"driftgate.train.{place}.overlaps", lambda config: False)
+    run(config_of(engine, "rollout.lag=2"), tmp_path / "turn", QUIET)
+    assert_same(tmp_path / "beside", tmp_path / "turn")
+
+
 def test_a_run_that_starts_its_server_survives_its_death(whole, tmp_path, monkeypatch):
     """kill -9 in the middle of a rollout: it is started again, synced, probed, and the bits are the same."""
     started = json.dumps(ON_CPU)

@@ -11,7 +11,7 @@ from driftgate.errors import InputError
 from driftgate.recipe import check_config
 from driftgate.scorers.local import LocalScorer
 from driftgate.stop import Stopped
-from driftgate.train import offload, source
+from driftgate.train import offload, writing
 from driftgate.train.build import build_run
 from driftgate.train.command import run
 from driftgate.train.learner import Learner
@@ -106,7 +106,7 @@ def test_every_phase_leaves_behind_what_it_brought(settings, tmp_path, monkeypat
 
         return call
 
-    monkeypatch.setattr(source, "sample_responses", noted("rollout", source.sample_responses))
+    monkeypatch.setattr(writing, "sample_responses", noted("rollout", writing.sample_responses))
     monkeypatch.setattr(Learner, "_accumulate", noted("update", Learner._accumulate))
     monkeypatch.setattr(LocalScorer, "score", noted("scores", LocalScorer.score))
     (tmp_path / "run").mkdir()

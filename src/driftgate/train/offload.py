@@ -82,7 +82,8 @@ def park(config: TrainConfig, student: Policy, targets: Mapping[str, Policy]) ->
     if "teacher" not in config.offload or not moves(student.device):
         return {}
     own = {id(parameter) for parameter in student.parameters()}
-    return {name: Parked(t) for name, t in targets.items() if own.isdisjoint(map(id, t.parameters()))}
+    still = {name: target for name, target in targets.items() if name != "writer"}
+    return {name: Parked(t) for name, t in still.items() if own.isdisjoint(map(id, t.parameters()))}
 
 
 def park_state(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
