@@ -34,7 +34,7 @@ from driftgate.report.plots import read_metrics
 from driftgate.train import build
 from driftgate.train.command import run
 
-SHAPE = {False: (4_096, 8, 256, 4), True: (512, 2, 64, 1)}
+SHAPE = {False: (2_048, 4, 192, 3), True: (512, 2, 64, 1)}
 """Vocabulary, layers, hidden size, key-value heads; by `quick`."""
 LAGS = (0, 1, 2)
 DECODING = 3.0
@@ -73,7 +73,7 @@ def main() -> None:
     quick, repeats = arguments.quick, arguments.repeats or (1 if arguments.quick else 3)
     torch.set_num_threads(1)
     began, shape = time.time(), SHAPE[quick]
-    responses, tokens, steps = (2, 16, 5) if quick else (8, 192, 6)
+    responses, tokens, steps = (2, 16, 5) if quick else (8, 128, 6)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         models = {"student": random_models.qwen3(*shape, seed=0), "teacher": random_models.qwen3(*shape, seed=1)}

@@ -129,17 +129,18 @@ def outcome(cases, size, folder):
 
 def differences(name, one, other):
     """What two outcomes of a case do not share."""
-    double = "double" in name
+    double, narrow = "double" in name, "autocast" in name
     weights = max(float((one["weights"][name] - other["weights"][name]).abs().max()) for name in one["weights"])
     # the modules' norms run in float32 even in a float64 model, so another cut costs a digit or two
-    if weights > (1e-12 if "cut" in name else 1e-14 if double else 5e-7):
+    # a weight near the border between two bfloat16 numbers may be rounded to the one or the other
+    if weights > (1e-12 if "cut" in name else 1e-14 if double else 5e-5 if narrow else 5e-7):
         yield f"weights by {weights:.1e}"
     if not (one["saved"] and other["saved"]):
         yield "the checkpoint holds other weights"
     if one["responses"] != other["responses"] or one["rollout"] != other["rollout"]:
         yield "responses"
     for update, (a, b) in enumerate(zip(one["metrics"], other["metrics"])):
-        if a != pytest.approx(b, rel=1e-12 if double else 3e-5, abs=1e-14 if double else 1e-6):
+        if a != pytest.approx(b, rel=1e-12 if double else 1e-3 if narrow else 3e-5, abs=1e-14 if double else 1e-6):
             yield f"metrics of update {update}: {a} and {b}"
     for a, b in zip(one["scores"], other["scores"]):
         for name in a:
