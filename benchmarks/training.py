@@ -86,7 +86,7 @@ class Run:
         shard_policies(config, made.policy, made.targets, made.policy.device)
         made.learner = build.learner_of(config, made.policy, made.targets, {}, world)
         folder = self.out / "checkpoints"
-        made.sharded = ShardedCheckpoints(world, folder, 1, made.policy, made.tokenizer, made.learner, None)
+        made.sharded = ShardedCheckpoints(world, folder, 1, made.policy, made.tokenizer, made.learner, dict)
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the student's whole weights, on the CPU. Every rank has to call this."""

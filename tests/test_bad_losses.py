@@ -62,7 +62,11 @@ ONE_SIDE = "give either above or below"
             "weights.w: signal = age",
             "set normalise=none",
         ),
-        (ONE_UPDATE, "gate.spans = block with passes = 1", "set passes=2, a smaller minibatch, or gate.spans=none"),
+        (
+            ONE_UPDATE,
+            "gate.spans = block with passes = 1",
+            "set passes=2, a smaller minibatch, rollout.lag=1, or gate.spans=none",
+        ),
         (
             ONE_UPDATE | {"gate": {"spans": "none"}, "weights": {"w": {"signal": "drift"}}},
             "weights.w with passes = 1",

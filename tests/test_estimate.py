@@ -236,3 +236,20 @@ def test_arms_that_need_the_same_share_a_column():
     assert "one, two" not in text
     console.print(estimate_table({"one": run(recipe()), "two": run(recipe()), "long": run(recipe(), 0.5)}))
     assert "one, two" in console.export_text()
+
+
+SERVED = "rollout.engine={kind: vllm, urls: [http://a]}"
+
+
+def test_servers_have_memory_of_their_own_and_writing_ahead_takes_a_copy():
+    here, served, ahead = (run(recipe("qwen3/lsm_none", *o)).memory for o in ([], [SERVED], [SERVED, "rollout.lag=1"]))
+    assert "cache" in here.rollout
+    assert not {"cache", "drawing"} & set(served.rollout)
+    weights = sum(ahead.resident.values()) - sum(served.resident.values())
+    assert weights == served.resident["student"]
+
+
+def test_fewer_rollouts_take_less_time():
+    every, third = (run(recipe("qwen3/lsm_none", "steps=30", f"rollout.refresh={n}")) for n in (1, 3))
+    assert third.tokens.rollout == pytest.approx(every.tokens.rollout / 3)
+    assert third.tokens.trained == every.tokens.trained

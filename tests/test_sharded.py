@@ -17,7 +17,7 @@ def checkpoints(settings, tmp_path):
     """Those of a group of one rank."""
     made, _ = collected(check_config(settings), tmp_path / "run")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield ShardedCheckpoints(Alone(), tmp_path / "checkpoints", 2, made.policy, made.tokenizer, made.learner, None)
+    yield ShardedCheckpoints(Alone(), tmp_path / "checkpoints", 2, made.policy, made.tokenizer, made.learner, dict)
     dist.destroy_process_group()
 
 

@@ -223,8 +223,8 @@ def setting_names(model: type[BaseModel] = TrainConfig, prefix: str = "") -> lis
     for name, field in model.model_fields.items():
         names.append(prefix + name)
         named = f"{prefix}{name}.NAME." if get_origin(field.annotation) is dict else f"{prefix}{name}."
-        if named in ("terms.NAME.objective.", "terms.NAME.weights.NAME."):
-            continue  # the same settings as objective and weights.NAME
+        if named in ("terms.NAME.objective.", "terms.NAME.weights.NAME.", "teachers.NAME."):
+            continue  # the same settings as objective, weights.NAME and teacher
         for group in groups_of(field.annotation):
             names += setting_names(group, named)
     return list(dict.fromkeys(names))

@@ -46,8 +46,11 @@ class Estimate:
         return "at the mean length" if self.memory.peak_mean <= usable else "no"
 
     def fitting_batch(self, gpu: Gpu) -> int:
-        """The largest `rollout.batch` with which the run fits, whatever the responses' lengths. 0 if there is none."""
+        """The largest `rollout.batch` with which the run fits, whatever the responses' lengths. 0 if there is none, or
+        if servers write."""
         memory = self.memory
+        if not memory.a_response:
+            return 0
         free = gpu.memory * self.assumptions.usable - sum(memory.resident.values())
         if free < memory.beside_rollout:
             return 0

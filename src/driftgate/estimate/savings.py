@@ -48,7 +48,7 @@ def same_training(work: Workload) -> dict[str, Change]:
     if not config.student.gradient_checkpointing:
         found["student.gradient_checkpointing=true"] = lambda work: _student(work, gradient_checkpointing=True)
     rows = max(config.rollout.samples, work.rows // 2 // config.rollout.samples * config.rollout.samples)
-    if rows < work.rows:
+    if rows < work.rows and config.rollout.engine.kind == "hf":
         rollout = config.rollout.model_copy(update={"batch": rows})
         found[f"rollout.batch={rows}"] = lambda work: _changed(work, rollout=rollout)
     tokens = config.microbatch_tokens // 2
