@@ -8,10 +8,13 @@ import pytest
 import torch
 import yaml
 from bad_input import drive
+from fake_vllm import FakeVLLM
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from driftgate.recipe import check_config
+from driftgate.rollout import vllm_server
 from driftgate.sandbox.tokenizer import build_tokenizer
+from driftgate.serving.client import Limits
 from driftgate.train.build import build_run
 from driftgate.train.portions import Portion, spans_of
 
@@ -74,6 +77,23 @@ def pair(tmp_path_factory):
     """(student, teacher) folders."""
     folder = tmp_path_factory.mktemp("pair")
     return make_model(folder / "student", 1), make_model(folder / "teacher", 2, hidden=48)
+
+
+@pytest.fixture
+def fake(pair):
+    """A server that speaks vLLM's JSON and has the student's weights."""
+    with FakeVLLM(pair[0]) as server:
+        yield server
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Short waits for servers, whatever the settings say."""
+
+    def limits(answer, lost):
+        return Limits(connect=5.0, answer=answer, retries=1, pause=0.01, lost=min(lost, 120.0), health=0.05)
+
+    monkeypatch.setattr(vllm_server, "Limits", limits)
 
 
 @pytest.fixture(scope="session")

@@ -18,12 +18,6 @@ PROMPT = (5, 6, 7, 8)
 
 
 @pytest.fixture
-def fake(pair):
-    with FakeVLLM(pair[0]) as server:
-        yield server
-
-
-@pytest.fixture
 def other(pair):
     with FakeVLLM(pair[0]) as server:
         yield server

@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from test_resume import stop_after
 
 from driftgate import keyed
 from driftgate.errors import InputError
@@ -21,7 +22,7 @@ from driftgate.recipe import check_config
 from driftgate.rollout.hf import HFEngine
 from driftgate.scorers.local import LocalScorer
 from driftgate.stop import Stopped
-from driftgate.train import build, loop, writing
+from driftgate.train import build, writing
 from driftgate.train.build import build_run
 from driftgate.train.command import run
 from driftgate.train.folder import final_model
@@ -134,21 +135,6 @@ def remotes(monkeypatch):
 
     monkeypatch.setattr(build, "student_engine", make)
     return made
-
-
-def stop_after(monkeypatch, updates):
-    """Ask the run to stop once so many optimiser updates are done, as a signal would."""
-    done, original = 0, loop.timed_update
-
-    def counted(*args):
-        nonlocal done
-        values = original(*args)
-        done += 1
-        if done == updates:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return values
-
-    monkeypatch.setattr(loop, "timed_update", counted)
 
 
 @pytest.mark.parametrize("way", WAYS)

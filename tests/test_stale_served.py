@@ -9,7 +9,6 @@ import sys
 import pytest
 import torch
 import yaml
-from fake_vllm import FakeVLLM
 from rich.console import Console
 from safetensors.torch import load_file
 from test_resume import KILLER
@@ -21,12 +20,6 @@ from driftgate.train.command import run
 from driftgate.train.folder import final_model
 
 QUIET = Console(quiet=True)
-
-
-@pytest.fixture
-def fake(pair):
-    with FakeVLLM(pair[0]) as server:
-        yield server
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Several teachers: which one scores a problem, that the scores are its own, and what is refused."""
 
 import json
-import os
-import signal
 
 import pytest
 import torch
@@ -10,6 +8,7 @@ import yaml
 from conftest import SOLUTIONS, collected, learn, make_model
 from rich.console import Console
 from safetensors.torch import load_file
+from test_resume import stop_after
 
 from driftgate.data.experience import Experience
 from driftgate.errors import InputError
@@ -22,7 +21,6 @@ from driftgate.recipe import check_config
 from driftgate.stop import Stopped
 from driftgate.study.config import Study
 from driftgate.study.runner import jobs_of
-from driftgate.train import loop
 from driftgate.train.build import build_run
 from driftgate.train.command import run
 from driftgate.train.folder import final_model
@@ -154,21 +152,10 @@ def test_a_stop_after_any_update_changes_nothing(several, pair, other, tmp_path,
     config = check_config(several[0] | SAMPLED | {"teachers": teachers, "steps": 2})
     run(config, tmp_path / "whole", QUIET)
     metrics, weights = outcome(tmp_path / "whole")
-    original = loop.timed_update
     for stop in (1, 4, 6):
-        done = 0
-
-        def counted(*args, stop=stop):
-            nonlocal done
-            done += 1
-            values = original(*args)
-            if done == stop:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return values
-
         out = tmp_path / str(stop)
         with monkeypatch.context() as patched, pytest.raises(Stopped):
-            patched.setattr(loop, "timed_update", counted)
+            stop_after(patched, stop)
             run(config, out, QUIET)
         run(config, out, QUIET)
         again, others = outcome(out)

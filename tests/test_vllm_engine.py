@@ -19,25 +19,10 @@ from driftgate.rollout.vllm_server import VLLMEngine
 from driftgate.serving import vllm_api
 from driftgate.serving.client import Limits, ServerError
 
+pytestmark = pytest.mark.usefixtures("quick")
 QUIET, CPU = Console(quiet=True), torch.device("cpu")
 REQUESTS = [Request((5, 6, 7), (("a", 0), ("a", 1))), Request((8, 9), (("b", 0),))]
 HOW = Sampling(12, 1.0, 0.9, (1,))
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Short waits, whatever the settings say."""
-
-    def limits(answer, lost):
-        return Limits(connect=5.0, answer=answer, retries=1, pause=0.01, lost=min(lost, 120.0), health=0.05)
-
-    monkeypatch.setattr(vllm_server, "Limits", limits)
-
-
-@pytest.fixture
-def fake(pair):
-    with FakeVLLM(pair[0]) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

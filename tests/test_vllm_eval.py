@@ -15,12 +15,6 @@ from driftgate.study.runner import Job, check_servers
 
 
 @pytest.fixture
-def fake(pair):
-    with FakeVLLM(pair[0]) as server:
-        yield server
-
-
-@pytest.fixture
 def exam(tmp_path):
     path = tmp_path / "bench.jsonl"
     path.write_text("".join(json.dumps({"id": f"b{i}", "problem": f"{i}+4=", "answer": "7"}) + "\n" for i in range(3)))

@@ -19,27 +19,11 @@ from test_resume import outcome, stop_after
 from driftgate.errors import InputError, RunError
 from driftgate.recipe import check_config
 from driftgate.rollout import vllm_server
-from driftgate.serving.client import Limits
 from driftgate.stop import Stopped
 from driftgate.train.command import run
 
+pytestmark = pytest.mark.usefixtures("quick")
 QUIET = Console(quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Short waits, whatever the settings say."""
-
-    def limits(answer, lost):
-        return Limits(connect=5.0, answer=answer, retries=1, pause=0.01, lost=min(lost, 120.0), health=0.05)
-
-    monkeypatch.setattr(vllm_server, "Limits", limits)
-
-
-@pytest.fixture
-def fake(pair):
-    with FakeVLLM(pair[0]) as server:
-        yield server
 
 
 @pytest.fixture

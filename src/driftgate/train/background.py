@@ -35,11 +35,6 @@ class Background:
         self.futures: dict[int, Future[Written] | None] = {}
         self.left = threading.Event()
 
-    @property
-    def numbers(self) -> list[int]:
-        """The batches that have begun and have not been taken."""
-        return list(self.futures)
-
     def start(self, number: int, write: Write) -> None:
         """Begin a batch, after those that have begun before it."""
 
