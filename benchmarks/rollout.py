@@ -31,7 +31,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Stoppin
 from driftgate import keyed
 from driftgate.config import ModelSettings, PromptSettings
 from driftgate.data.benchmarks import load_benchmark
-from driftgate.data.prompts import Problem, encode_prompts, load_problems
+from driftgate.data.problems import Problem, load_problems
+from driftgate.data.prompts import encode_prompts
 from driftgate.evaluate.batch import EXAM_ROWS_LIMIT as EXAM_ROWS
 from driftgate.models import load
 from driftgate.models.policy import Policy

@@ -15,7 +15,8 @@ from torch.distributed.tensor import DTensor
 from driftgate.config import TrainConfig
 from driftgate.data.experience import Experience
 from driftgate.data.packing import MicroBatch
-from driftgate.data.prompts import Problem, Prompt
+from driftgate.data.problems import Problem
+from driftgate.data.prompts import Prompt
 from driftgate.data.response import Response
 from driftgate.method import head
 from driftgate.method.scores import Needs, TokenScores

@@ -25,7 +25,8 @@ import yaml
 from scipy import stats
 
 from driftgate.config import ModelSettings, TrainConfig
-from driftgate.data.prompts import Problem, Prompt, encode_prompts, jsonl_rows, parse_problems
+from driftgate.data.problems import Problem, jsonl_rows, parse_problems
+from driftgate.data.prompts import Prompt, encode_prompts
 from driftgate.data.response import Response
 from driftgate.evaluate.divergence import divergence_by_prompt
 from driftgate.files import json_rows

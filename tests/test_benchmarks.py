@@ -14,7 +14,7 @@ import pytest
 from driftgate.config.exam import ExamSettings
 from driftgate.data import benchmarks
 from driftgate.data.benchmarks import PUBLISHED, benchmark_name, content_sha256, load_benchmark
-from driftgate.data.prompts import Problem
+from driftgate.data.problems import Problem
 from driftgate.errors import InputError
 from driftgate.evaluate.evaluate import check_settings
 from driftgate.verify.boxed import canonical_integer

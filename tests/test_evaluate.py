@@ -13,7 +13,8 @@ from driftgate import cli
 from driftgate.config import ModelSettings, PromptSettings
 from driftgate.config.exam import ExamSettings
 from driftgate.data.benchmarks import load_benchmark
-from driftgate.data.prompts import Problem, Prompt, encode_prompts
+from driftgate.data.problems import Problem
+from driftgate.data.prompts import Prompt, encode_prompts
 from driftgate.errors import InputError
 from driftgate.evaluate.batch import bytes_per_token, fitting_batch, free_bytes
 from driftgate.evaluate.divergence import divergence_by_prompt

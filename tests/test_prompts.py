@@ -10,7 +10,8 @@ import torch
 from driftgate import keyed
 from driftgate.config import PromptSettings
 from driftgate.data.packing import micro_batches, pack
-from driftgate.data.prompts import encode_prompts, load_problems
+from driftgate.data.problems import load_problems
+from driftgate.data.prompts import encode_prompts
 from driftgate.errors import InputError
 from driftgate.recipe import check_config
 from driftgate.sandbox.tokenizer import build_tokenizer

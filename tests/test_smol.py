@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from driftgate.config import ModelSettings, PromptSettings
-from driftgate.data.prompts import Problem, encode_prompts
+from driftgate.data.problems import Problem
+from driftgate.data.prompts import encode_prompts
 from driftgate.errors import InputError
 from driftgate.models import load, sources
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from driftgate.data.experience import Experience
-from driftgate.data.prompts import Problem, Prompt
+from driftgate.data.problems import Problem
+from driftgate.data.prompts import Prompt
 from driftgate.data.response import Response
 from driftgate.errors import InputError, RunError
 from driftgate.method.scores import Needs, TokenScores

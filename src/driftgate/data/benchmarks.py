@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from . import tasks
-from .prompts import Problem, enumerate_rows, hub_rows, jsonl_rows, parse_problems
+from .problems import Problem, enumerate_rows, hub_rows, jsonl_rows, parse_problems
 
 EMBEDDED_SIZE = 200
 """Number of problems in each embedded benchmark."""

@@ -1,30 +1,13 @@
-"""Problems from a file, the hub or the embedded tasks, and the prompts made of them for student and teacher."""
+"""The prompts that are made of problems, as token ids: what student and teacher see."""
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ..config import PromptSettings
 from ..errors import InputError
-
-SANDBOX_PROBLEMS = 4_096
-"""Number of embedded training problems: more than any shipped recipe uses."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One problem. Training needs no answer; evaluation does."""
-
-    id: str
-    problem: str
-    answer: str | None = None
-    solution: str | None = None
-    teacher: str | None = None
-    """Name of its teacher, where a run has several."""
+from .problems import Problem
 
 
 @dataclass(frozen=True)
@@ -36,102 +19,6 @@ class Prompt:
     teacher_ids: tuple[int, ...]
     teacher: int | None = None
     """Number of its teacher, where a run has several: in order of their names."""
-
-
-def load_problems(settings: PromptSettings, routed: bool = False) -> list[Problem]:
-    """The problems that `prompts.path` names. routed: read which teacher each has. Raises InputError naming the file
-    and the line."""
-    if settings.path == "sandbox":
-        from .tasks import training_problems
-
-        return [Problem(p.id, p.problem, p.answer, p.solution) for p in training_problems(SANDBOX_PROBLEMS)]
-    if settings.path.startswith("hub:"):
-        rows: Iterable[tuple[str, Any]] = enumerate_rows(settings.path, hub_rows(settings.path))
-    else:
-        rows = jsonl_rows(Path(settings.path).expanduser(), "prompts.path")
-    return parse_problems(rows, settings.columns, routed)
-
-
-def parse_problems(
-    rows: Iterable[tuple[str, Any]], columns: dict[str, str] | None = None, routed: bool = False
-) -> list[Problem]:
-    """(where, row) pairs to problems. columns: our name -> name in the rows. routed: read the teacher's name too.
-    Raises InputError that says where."""
-    ours = ("id", "problem", "answer", "solution", *(["teacher"] if routed else []))
-    names = {name: (columns or {}).get(name, name) for name in ours}
-    problems: dict[str, Problem] = {}
-    for where, row in rows:
-        problem = _parse_problem(where, row, names, default_id=str(len(problems)))
-        if problem.id in problems:
-            raise InputError(f"{where}: id {problem.id!r} is used twice; make ids unique, sampling is keyed by them")
-        problems[problem.id] = problem
-    return list(problems.values())
-
-
-def _parse_problem(where: str, row: Any, names: dict[str, str], default_id: str) -> Problem:
-    if not isinstance(row, dict):
-        raise InputError(f'{where}: must be an object such as {{"problem": "..."}}, is {type(row).__name__}')
-    text = row.get(names["problem"])
-    if not isinstance(text, str) or not text.strip():
-        hint = f"; the columns are {sorted(row)}; rename with prompts.columns" if text is None else ""
-        raise InputError(f"{where}: {names['problem']!r} must be a text that is not empty{hint}")
-    answer, solution = row.get(names["answer"]), row.get(names["solution"])
-    teacher = row.get(names["teacher"]) if "teacher" in names else None
-    return Problem(
-        id=default_id if row.get(names["id"]) is None else str(row[names["id"]]),
-        problem=text,
-        answer=None if answer is None else str(answer),
-        solution=None if solution is None else str(solution),
-        teacher=None if teacher is None else str(teacher),
-    )
-
-
-def jsonl_rows(path: Path, setting: str) -> list[tuple[str, Any]]:
-    """(file:line, object) of every line that is not blank. Raises InputError for a missing, empty or invalid file."""
-    if not path.is_file():
-        raise InputError(f"{setting} = {path}: there is no such file; give a JSONL file with a `problem` on each line")
-    rows = []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{setting} = {path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from None
-    # not splitlines(): it also splits at characters such as U+2028, which JSON strings may hold unescaped
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append((f"{path}:{number}", json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from None
-    if not rows:
-        raise InputError(f"{setting} = {path}: the file has no lines that are not blank; give at least one problem")
-    return rows
-
-
-def enumerate_rows(name: str, rows: Iterable[Any]) -> Iterable[tuple[str, Any]]:
-    return ((f"{name} row {number}", row) for number, row in enumerate(rows))
-
-
-def hub_rows(path: str) -> Iterable[Any]:
-    """Rows of `hub:OWNER/NAME[/CONFIG][@SPLIT]`. Needs the extra `datasets`.
-
-    Raises InputError where the extra is missing or the data set cannot be loaded.
-    """
-    try:
-        import datasets  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise InputError(
-            f"prompts.path = {path}: needs the extra `datasets`: pip install 'driftgate[datasets]', or in a clone "
-            ".venv/bin/pip install -e '.[datasets]'"
-        ) from None
-    name, _, split = path.removeprefix("hub:").partition("@")
-    owner_and_name, config = "/".join(name.split("/")[:2]), name.split("/")[2:]
-    try:
-        return datasets.load_dataset(owner_and_name, *config, split=split or "train")
-    except (OSError, ValueError) as error:  # no such data set, no network, or no such configuration or split
-        why = str(error).splitlines()[0]
-        raise InputError(f"prompts.path = {path}: cannot be loaded: {why}; check name, split and network") from None
 
 
 def encode_prompts(

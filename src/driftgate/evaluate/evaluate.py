@@ -13,7 +13,8 @@ from typing import Any
 from ..config import ModelSettings, PromptSettings
 from ..config.exam import ExamSettings
 from ..data.benchmarks import benchmark_name, content_sha256, load_benchmark
-from ..data.prompts import Problem, Prompt, encode_prompts
+from ..data.problems import Problem
+from ..data.prompts import Prompt, encode_prompts
 from ..data.response import Response
 from ..errors import InputError
 from ..models import load

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..config import TrainConfig
-from ..data.prompts import Problem, Prompt, load_problems
+from ..data.problems import Problem, load_problems
+from ..data.prompts import Prompt
 from ..data.rollout import Rollout
 from ..errors import InputError
 from ..models import load

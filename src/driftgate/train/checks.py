@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from ..config import TrainConfig
-from ..data.prompts import Problem
+from ..data.problems import Problem
 from ..errors import InputError
 from ..world import World
 

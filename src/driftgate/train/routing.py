@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import TrainConfig
 from ..data.experience import Experience
-from ..data.prompts import Problem, Prompt, encode_prompts
+from ..data.problems import Problem
+from ..data.prompts import Prompt, encode_prompts
 from ..errors import InputError
 
 
