@@ -7,7 +7,6 @@ import pytest
 import torch
 from bad_input import drive, problem, reference_term, write_prompts
 from conftest import make_model
-from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 
@@ -78,15 +77,19 @@ def test_a_folder_that_holds_no_model(command, tmp_path):
     assert "student.path" in said
 
 
-def test_vocabulary_mismatch_shows_a_token(command, pair, tmp_path):
+def test_vocabulary_mismatch_shows_the_tokens(command, pair, tmp_path):
     folder = tmp_path / "other"
     shutil.copytree(pair[1], folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens([AddedToken("☃")])
-    tokenizer.save_pretrained(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    one, other = sorted(vocabulary, key=vocabulary.get)[-2:]
+    vocabulary[one], vocabulary[other] = vocabulary[other], vocabulary[one]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
     code, said = command(teacher={"path": str(folder)})
     assert code == 2
-    assert "'☃' is absent for the student" in said
+    assert "2 tokens differ by more than added tokens at the end" in said
+    assert f"{other!r} ({vocabulary[one]}, {vocabulary[other]})" in said
+    assert "rollout.on_policy=0" in said
 
 
 def test_a_teacher_that_stops_elsewhere_is_refused(command, pair, tmp_path):

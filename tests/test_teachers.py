@@ -223,8 +223,11 @@ def test_a_teacher_with_another_vocabulary_is_named(several, tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "odd")
-    tokenizer.add_tokens(["<odd>"])
     tokenizer.save_pretrained(tmp_path / "odd")
+    content = json.loads((tmp_path / "odd" / "tokenizer.json").read_text())
+    ids = content["model"]["vocab"]
+    content["model"]["vocab"] = {token: len(ids) - 1 - number for token, number in ids.items()}
+    (tmp_path / "odd" / "tokenizer.json").write_text(json.dumps(content))
     teachers = several[0]["teachers"] | {"mixed": {"path": str(tmp_path / "odd")}}
     with pytest.raises(InputError, match=r"teachers.mixed.path: its vocabulary"):
         build_run(check_config(several[0] | {"teachers": teachers}), tmp_path / "run")

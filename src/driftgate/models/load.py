@@ -91,22 +91,6 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
 
 
-def check_vocabularies(
-    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, role: str = "teacher"
-) -> None:
-    """Student and teacher must give every token the same id, as one scores the other's. role: the teacher's name in the
-    settings. Raises InputError."""
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    if ours == theirs:
-        return
-    odd = min((t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)), key=repr)
-    raise InputError(
-        f"{role}.path: its vocabulary ({len(theirs)} tokens) is not the student's ({len(ours)} tokens); token {odd!r} "
-        f"is {ours.get(odd, 'absent')} for the student and {theirs.get(odd, 'absent')} for the teacher. "
-        f"Choose a teacher with the student's tokenizer"
-    )
-
-
 def stop_ids(model: Any, tokenizer: PreTrainedTokenizerBase, role: str) -> tuple[int, ...]:
     """Every id at which this model ends an answer; empty where neither its tokenizer nor its configuration names one.
 

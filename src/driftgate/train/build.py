@@ -17,6 +17,7 @@ from ..models import load
 from ..models.identity import fingerprint
 from ..models.policy import Policy
 from ..models.views import AdapterView
+from ..models.vocabularies import SharedVocabulary, shared_vocabulary
 from ..rollout.choose import served_engine
 from ..rollout.engine import Engine
 from ..rollout.hf import HFEngine
@@ -28,7 +29,7 @@ from ..verify.grading import Grader
 from ..world import Alone, World
 from . import checkpoint
 from .checkpoint import Position
-from .checks import check_problems, check_ranks, reads_newlines
+from .checks import check_engines, check_problems, check_ranks, check_shared, reads_newlines
 from .determinism import prepare_torch
 from .follow import Follower, copies_of
 from .learner import Learner
@@ -47,22 +48,22 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     device = prepare_torch(config)
     check_ranks(config, world)
     tokenizer = load.load_tokenizer(config.student, "student")
-    theirs = teachers_tokenizers(config, tokenizer)
+    theirs = teachers_tokenizers(config)
+    shared = check_engines(config, shared_vocabulary(tokenizer, theirs))
     problems = problems_of(config)
     last = world.share(checkpoint.all_checkpoints(out / "checkpoints")[-1:])[0]
     model = last[0] / "model" if last else None
-    policy, targets, served, fingerprints = loaded_policies(config, model, tokenizer, device, world)
+    policy, targets, served, fingerprints = loaded_policies(config, model, tokenizer, device, world, shared)
     parked = park(config, policy, targets) if world.size == 1 else {}
     scorers = scorers_for(config, policy, targets, served, parked, fingerprints, world)
     teachers = models_of(config, theirs, targets)
     stop_ids = load.choose_stop_ids((policy.model, tokenizer), teachers, config.rollout.stop_ids)
     contexts = contexts_of(config, targets, served)
     prompts = encoded(problems, config, tokenizer, load.context_length(policy.model), contexts)
+    check_shared(shared, prompts, stop_ids)
     learner = learner_of(config, policy, targets, parked, world)
     copies = copies_of(config, policy, targets)
-    position, pending = _restore(last[0], learner, copies) if last else (Position(), {})
-    if "optimizer" in config.offload:
-        park_state(learner.optimizer, policy.device)
+    position, pending = _begun(config, last[0] if last else None, learner, copies)
     student = student_engine(config, policy, targets.get("teacher"), out, prompts, world)
     student.load(policy, learner.version)
     engines = engines_of(config, student, targets.get("teacher"), tokenizer, stop_ids, world)
@@ -83,6 +84,7 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         copies=copies,
         fingerprints=fingerprints,
         served=served,
+        shared=shared,
         world=world,
     )
 
@@ -96,12 +98,17 @@ def problems_of(config: TrainConfig) -> list[Problem]:
 
 
 def loaded_policies(
-    config: TrainConfig, model: Path | None, tokenizer: PreTrainedTokenizerBase, device: torch.device, world: World
+    config: TrainConfig,
+    model: Path | None,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    world: World,
+    shared: SharedVocabulary | None,
 ) -> tuple[Policy, dict[str, Policy], dict[str, ServedScorer], dict[str, str]]:
     """The student and its targets, sharded over the ranks; the teachers on servers; and what all of them are
     (`Run.fingerprints`). model: a checkpoint's."""
     loaded_on = device if world.size == 1 else torch.device("cpu")  # the shards alone go to the device
-    policy, targets = load_policies(config, model, loaded_on)
+    policy, targets = load_policies(config, model, loaded_on, shared.size if shared else None)
     served = connected(config, policy.vocabulary_size, world)
     teachers = {role: targets[role] for role in config.local_teachers}
     fingerprints = fingerprints_of(policy, teachers, tokenizer) if world.rank == 0 else {}
@@ -222,6 +229,16 @@ def newline_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> Tensor:
     table = torch.zeros(size, dtype=torch.bool)
     table[: len(texts)] = torch.tensor(["\n" in text for text in texts])
     return table
+
+
+def _begun(
+    config: TrainConfig, last: Path | None, learner: Learner, copies: Mapping[str, Follower]
+) -> tuple[Position, dict[int, Rollout]]:
+    """Where a run begins: at its last checkpoint, restored, or at nothing."""
+    found = (Position(), {}) if last is None else _restore(last, learner, copies)
+    if "optimizer" in config.offload:
+        park_state(learner.optimizer, learner.policy.device)
+    return found
 
 
 def _restore(path: Path, learner: Learner, copies: Mapping[str, Follower]) -> tuple[Position, dict[int, Rollout]]:

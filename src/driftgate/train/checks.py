@@ -5,7 +5,9 @@ from importlib import metadata
 
 from ..config import TrainConfig
 from ..data.problems import Problem
+from ..data.prompts import Prompt
 from ..errors import InputError
+from ..models.vocabularies import SharedVocabulary
 from ..world import World
 
 TOPS = {"student_top_ids", "teacher_top_ids", "student_top_logp", "teacher_top_logp"}
@@ -72,6 +74,30 @@ def check_supports(config: TrainConfig, vocabulary: int) -> None:
     for name, k in wanted.items():
         if k > vocabulary:
             raise InputError(f"{name} = {k}: the vocabulary has {vocabulary} tokens; lower {name}")
+
+
+def check_engines(config: TrainConfig, shared: SharedVocabulary | None) -> SharedVocabulary | None:
+    """The same. Servers know all of a model's tokens: they would write, or score, those that not all models share.
+    Raises InputError."""
+    served = [("rollout.engine", "rollout.engine=hf")] if config.rollout.engine.kind != "hf" else []
+    served += [(role, f"{role}.kind=local") for role in config.served_teachers]
+    if shared is not None and served:
+        setting, mend = served[0]
+        raise InputError(
+            f"{setting} on servers, where {shared.describe()}: a server writes and scores all its tokens; give student "
+            f"and teacher the same added tokens, or set {mend}"
+        )
+    return shared
+
+
+def check_shared(shared: SharedVocabulary | None, prompts: Sequence[Prompt], stop_ids: tuple[int, ...]) -> None:
+    """Prompts and ends of answers are made of tokens that student and teachers share. Raises InputError."""
+    if shared is None:
+        return
+    shared.check_stop_ids(stop_ids)
+    for prompt in prompts:
+        shared.check_prompt(prompt.ids, prompt.problem.id, "student")
+        shared.check_prompt(prompt.teacher_ids, prompt.problem.id, "teacher")
 
 
 def needs_verifier(config: TrainConfig) -> bool:

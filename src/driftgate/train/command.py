@@ -57,6 +57,8 @@ def run(
         console = console if first else Console(quiet=True)
         if made.position.step or made.position.update:
             console.print(f"resuming {out} at {made.position.name}", highlight=False)
+        if made.shared is not None:
+            console.print(made.shared.describe(), highlight=False)
         with (
             closing(made.engines),
             made.grader,

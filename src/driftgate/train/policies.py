@@ -18,11 +18,12 @@ from .timetable import overlaps
 
 
 def load_policies(
-    config: TrainConfig, checkpoint_model: Path | None, device: torch.device
+    config: TrainConfig, checkpoint_model: Path | None, device: torch.device, shared: int | None = None
 ) -> tuple[Policy, dict[str, Policy]]:
     """The student, from a checkpoint where there is one, and those it is compared with: its local teachers, "initial"
     where a term asks for it, and "writer" where rollouts are written while the student learns; all cut to the
-    vocabulary that they share. Raises InputError."""
+    vocabulary that they share: to the ids below `shared`, where their tokenizers differ behind it. Raises
+    InputError."""
     policy = _student(config, checkpoint_model, device)
     targets = {role: _teacher(config, role, policy, device) for role in config.local_teachers}
     check_head(policy, "student", config.student.path)
@@ -34,6 +35,7 @@ def load_policies(
         targets["writer"] = _writer(config, policy, device)
     every = [policy, *targets.values()]
     declared = [load.declared_vocabulary(config.teacher_model(role), role) for role in config.served_teachers]
+    declared.append(shared)
     vocabulary = min([*(each.vocabulary_size for each in every), *(size for size in declared if size)])
     for each in every:
         each.vocabulary = vocabulary

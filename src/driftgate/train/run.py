@@ -15,6 +15,7 @@ from ..data.prompts import Prompt
 from ..data.rollout import Rollout
 from ..models.policy import Policy
 from ..models.save import save_model
+from ..models.vocabularies import SharedVocabulary
 from ..scorers.scorer import Scorer
 from ..scorers.server import ServedScorer
 from ..stop import Stopped, StopSignal
@@ -64,6 +65,8 @@ class Run:
     that write rollouts."""
     served: dict[str, ServedScorer] = field(default_factory=dict)
     """The teachers on servers, by their names in the settings."""
+    shared: SharedVocabulary | None = None
+    """What student and teachers share, where their tokens differ."""
     world: World = field(default_factory=Alone)
     stop: StopSignal = field(default_factory=StopSignal)
 

@@ -20,12 +20,9 @@ from ..world import World
 from .scoring import needs_of_run
 
 
-def teachers_tokenizers(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, PreTrainedTokenizerBase]:
-    """Each teacher's, by its role. Raises InputError for a vocabulary that is not the student's."""
-    found = {role: load.load_tokenizer(config.teacher_model(role), role) for role in config.teacher_roles}
-    for role, theirs in found.items():
-        load.check_vocabularies(tokenizer, theirs, role)
-    return found
+def teachers_tokenizers(config: TrainConfig) -> dict[str, PreTrainedTokenizerBase]:
+    """Each teacher's, by its role."""
+    return {role: load.load_tokenizer(config.teacher_model(role), role) for role in config.teacher_roles}
 
 
 def connected(config: TrainConfig, vocabulary: int, world: World) -> dict[str, ServedScorer]:

@@ -1,0 +1,89 @@
+"""The tokens that a student and its teachers share: one scores the other's, so an id must mean the same to both."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import InputError
+
+SHOWN = 10
+"""Tokens that an error, or a line about tokens that are left out, names."""
+
+
+@dataclass(frozen=True)
+class SharedVocabulary:
+    """What is left of a student's vocabulary where a teacher lacks some of its tokens, or has more."""
+
+    size: int
+    """The ids below this one are the same token for all models. Nothing else is written or learned."""
+    left_out: tuple[str, ...]
+    """The tokens that only some of the models have."""
+
+    def describe(self) -> str:
+        """One line for the start of a run."""
+        more = f" and {len(self.left_out) - SHOWN} more" if len(self.left_out) > SHOWN else ""
+        return (
+            f"student and teacher share {self.size} token ids; left out on both sides: "
+            f"{', '.join(map(repr, self.left_out[:SHOWN]))}{more}"
+        )
+
+    def check_prompt(self, ids: tuple[int, ...], problem: str, role: str) -> None:
+        """Raises InputError for a prompt with a token that one of the models does not know."""
+        odd = [i for i in ids if i >= self.size]
+        if odd:
+            raise InputError(
+                f"{role}.path: the prompt of problem {problem!r} has the id {odd[0]}, which is not among the "
+                f"{self.size} ids that student and teacher share; use a template without it, or a teacher with the "
+                f"student's added tokens"
+            )
+
+    def check_stop_ids(self, stop_ids: tuple[int, ...]) -> None:
+        """Raises InputError for an end of the answer that the student could never write."""
+        if all(i >= self.size for i in stop_ids):
+            raise InputError(
+                f"rollout.stop_ids = {list(stop_ids)}: student and teacher share only the ids below {self.size}, so no "
+                f"answer could end; set rollout.stop_ids=[ID] to one of those"
+            )
+
+
+def shared_vocabulary(
+    student: PreTrainedTokenizerBase, teachers: Mapping[str, PreTrainedTokenizerBase]
+) -> SharedVocabulary | None:
+    """What all models share; None where they have the same tokens. teachers: by their names in the settings.
+
+    Models may differ in added tokens behind the shared ones. Raises InputError for any other difference.
+    """
+    size, left_out = len(student.get_vocab()), set[str]()
+    for role, teacher in teachers.items():
+        ours, theirs = student.get_vocab(), teacher.get_vocab()
+        if odd := _odd(ours, theirs):
+            first = min(ids[token] for token in odd for ids in (ours, theirs) if token in ids)
+            _refuse_unlike(student, teacher, odd, first, role)
+            size = min(size, first)
+            left_out |= {token for ids in (ours, theirs) for token, number in ids.items() if number >= first}
+    return SharedVocabulary(size, tuple(sorted(left_out))) if left_out else None
+
+
+def _odd(ours: Mapping[str, int], theirs: Mapping[str, int]) -> set[str]:
+    """Tokens that have not the same id in both."""
+    return {token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)}
+
+
+def _refuse_unlike(student: Any, teacher: Any, odd: set[str], first: int, role: str) -> None:
+    """Raises InputError unless all tokens from the id `first` on have been added to a tokenizer, on either side."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    added = (ours, student.get_added_vocab()), (theirs, teacher.get_added_vocab())
+    plain = any(number >= first and token not in known for ids, known in added for token, number in ids.items())
+    clash = any(token in ours and token in theirs for token in odd)
+    if not (plain or clash):
+        return
+    by_id = sorted(odd, key=lambda t: (min(ids[t] for ids in (ours, theirs) if t in ids), t))
+    lines = ", ".join(f"{t!r} ({ours.get(t, 'absent')}, {theirs.get(t, 'absent')})" for t in by_id[:SHOWN])
+    raise InputError(
+        f"{role}.path: its vocabulary ({len(theirs)} tokens) is not the student's ({len(ours)} tokens): {len(odd)} "
+        f"tokens differ by more than added tokens at the end. The first of them, with their ids for student and "
+        f"teacher: {lines}. Choose a teacher with the student's tokenizer, of the same family; or let this one write "
+        f"solutions beforehand and learn from their text (rollout.on_policy=0 with objective.kind=nll)"
+    )
