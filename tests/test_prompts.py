@@ -9,8 +9,10 @@ import torch
 
 from driftgate import keyed
 from driftgate.config import PromptSettings
+from driftgate.config.exam import ExamSettings
+from driftgate.config.models import TeacherSettings
 from driftgate.data.packing import micro_batches, pack
-from driftgate.data.problems import load_problems
+from driftgate.data.problems import load_problems, parse_problems
 from driftgate.data.prompts import encode_prompts
 from driftgate.errors import InputError
 from driftgate.recipe import check_config
@@ -109,3 +111,33 @@ def test_newline_tokens_are_found_by_their_text():
     table = newline_ids(tokenizer, 64)
     assert table.shape == (64,)
     assert table.nonzero().flatten().tolist() == [tokenizer.convert_tokens_to_ids("\n")]
+
+
+def test_a_column_that_no_row_has_is_named():
+    rows = [("here:1", {"question": "1+1", "label": "2"})]
+    with pytest.raises(InputError, match=r"prompts.columns.answer = 'anwser': no row has this column; the columns are"):
+        parse_problems(rows, {"problem": "question", "answer": "anwser"})
+    assert parse_problems(rows, {"problem": "question", "answer": "label"})[0].answer == "2"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"columns": {"anwser": "label"}}, r"anwser is not read of a row; did you mean answer\? There are id, problem"),
+        (
+            {"columns": {"question": "problem"}},
+            r"question is not read of a row; our name comes first: write \{problem: question\}\.",
+        ),
+        ({"template": "Solve it."}, r"has no \{problem\}, so all problems would look alike"),
+    ],
+)
+def test_names_and_templates_that_do_nothing_are_refused(change, said):
+    with pytest.raises(ValueError, match=said):
+        PromptSettings.model_validate({"path": "x"} | change)
+
+
+def test_a_context_and_an_exam_without_the_problem_are_refused():
+    with pytest.raises(ValueError, match=r"has no \{problem\}"):
+        TeacherSettings(path="x", context="Be wise.")
+    with pytest.raises(ValueError, match=r"has no \{problem\}"):
+        ExamSettings(benchmarks=("lock16",), template="Answer:")

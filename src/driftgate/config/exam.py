@@ -6,6 +6,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from ..settings import Settings
 from .engine import EngineSettings, HFSettings
+from .prompts import Template
 from .run import TrainConfig
 
 
@@ -29,7 +30,7 @@ class ExamSettings(Settings):
     batch: PositiveInt | None = None
     """Responses decoded at once; null: as many as memory has room for, at most 256. In bfloat16 the number changes a
     response now and then, by rounding, so fix it where runs share a GPU or take several kinds."""
-    template: str | None = None
+    template: Template | None = None
     """What the model is shown: text with {problem}; null: as it was trained, else the problem alone."""
     chat: bool | None = None
     """Wrap problems in the tokenizer's chat template; null: as it was trained, else no."""

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ..settings import Settings
+from .prompts import Template
 
 STUDENT = "student"
 """`teacher.path` of a teacher that is the student itself."""
@@ -93,7 +94,7 @@ class TeacherSettings(ModelSettings):
     student's `dtype` and `compute`; else a frozen copy. A folder of that name is `./student`."""
     follow: FollowSettings | None = None
     """The teacher follows the student; only with `path: student`. Null keeps the initial student."""
-    context: str | None = None
+    context: Template | None = None
     """Prompt that the teacher sees instead of the student's, with {problem}, {solution} and {answer} filled in from the
     prompt file: self-distillation from privileged context. Null shows it the student's prompt."""
     cache: str | None = None

@@ -1,7 +1,7 @@
 """Problems from a file, the hub or the embedded tasks."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,6 @@ class Problem:
     solution: str | None = None
     teacher: str | None = None
     """Name of its teacher, where a run has several."""
-    messages: tuple[tuple[str, str], ...] | None = None
-    """(role, content) of a conversation that the student is to go on with; None for a single text. `problem` is then
-    the last user's message."""
 
 
 def load_problems(settings: PromptSettings, routed: bool = False) -> list[Problem]:
@@ -50,12 +47,24 @@ def parse_problems(
     ours = ("id", "problem", "answer", "solution", *(["teacher"] if routed else []))
     names = {name: (columns or {}).get(name, name) for name in ours}
     problems: dict[str, Problem] = {}
+    rows = list(rows)
+    _check_columns(rows, columns or {})
     for where, row in rows:
         problem = _parse_problem(where, row, names, default_id=str(len(problems)))
         if problem.id in problems:
             raise InputError(f"{where}: id {problem.id!r} is used twice; make ids unique, sampling is keyed by them")
         problems[problem.id] = problem
     return list(problems.values())
+
+
+def _check_columns(rows: Sequence[tuple[str, Any]], columns: dict[str, str]) -> None:
+    """Every column that is named is in some row. Raises InputError."""
+    present = {name for _, row in rows if isinstance(row, dict) for name in row}
+    for ours, theirs in columns.items():
+        if present and theirs not in present:
+            raise InputError(
+                f"prompts.columns.{ours} = {theirs!r}: no row has this column; the columns are {sorted(present)}"
+            )
 
 
 def _parse_problem(where: str, row: Any, names: dict[str, str], default_id: str) -> Problem:
