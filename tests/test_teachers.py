@@ -220,10 +220,6 @@ def test_the_initial_student_may_be_compared_over_the_vocabulary(several):
 
 def test_a_teacher_with_another_vocabulary_is_named(several, tmp_path):
     make_model(tmp_path / "odd", 3, vocab_size=99)
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "odd")
-    tokenizer.save_pretrained(tmp_path / "odd")
     content = json.loads((tmp_path / "odd" / "tokenizer.json").read_text())
     ids = content["model"]["vocab"]
     content["model"]["vocab"] = {token: len(ids) - 1 - number for token, number in ids.items()}

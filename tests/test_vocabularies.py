@@ -1,5 +1,6 @@
 """Student and teacher with unlike vocabularies: trained on what they share, or refused."""
 
+import io
 import json
 import shutil
 from types import SimpleNamespace
@@ -89,7 +90,7 @@ def test_tokens_of_one_side_alone_change_no_bit(objective, settings, tmp_path):
     for side in ("student", "teacher"):
         path = str(with_added_token(settings[side]["path"], tmp_path / f"{side}_{objective}"))
         changed = check_config(settings | small | {side: settings[side] | {"path": path}})
-        console = Console(record=True, quiet=False, file=open("/dev/null", "w"), width=200)  # noqa: SIM115
+        console = Console(record=True, file=io.StringIO(), width=200)
         run(changed, tmp_path / f"run_{side}", console)
         assert "left out on both sides: '<snow>'" in console.export_text()
         assert metrics(tmp_path / f"run_{side}") == metrics(tmp_path / "plain")

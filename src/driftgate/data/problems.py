@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import PromptSettings
+from ..config.prompts import COLUMNS
 from ..errors import InputError
 
 SANDBOX_PROBLEMS = 4_096
@@ -44,11 +45,11 @@ def parse_problems(
 ) -> list[Problem]:
     """(where, row) pairs to problems. columns: our name -> name in the rows. routed: read the teacher's name too.
     Raises InputError that says where."""
-    ours = ("id", "problem", "answer", "solution", *(["teacher"] if routed else []))
-    names = {name: (columns or {}).get(name, name) for name in ours}
+    names = {name: (columns or {}).get(name, name) for name in COLUMNS if routed or name != "teacher"}
     problems: dict[str, Problem] = {}
-    rows = list(rows)
-    _check_columns(rows, columns or {})
+    if columns:
+        rows = list(rows)
+        _check_columns(rows, columns)
     for where, row in rows:
         problem = _parse_problem(where, row, names, default_id=str(len(problems)))
         if problem.id in problems:

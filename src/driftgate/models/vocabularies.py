@@ -1,6 +1,6 @@
 """The tokens that a student and its teachers share: one scores the other's, so an id must mean the same to both."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +31,10 @@ class SharedVocabulary:
 
     def check_prompt(self, ids: tuple[int, ...], problem: str, role: str) -> None:
         """Raises InputError for a prompt with a token that one of the models does not know."""
-        odd = [i for i in ids if i >= self.size]
-        if odd:
+        odd = next((i for i in ids if i >= self.size), None)
+        if odd is not None:
             raise InputError(
-                f"{role}.path: the prompt of problem {problem!r} has the id {odd[0]}, which is not among the "
+                f"{role}.path: the prompt of problem {problem!r} has the id {odd}, which is not among the "
                 f"{self.size} ids that student and teacher share; use a template without it, or a teacher with the "
                 f"student's added tokens"
             )
@@ -55,35 +55,40 @@ def shared_vocabulary(
 
     Models may differ in added tokens behind the shared ones. Raises InputError for any other difference.
     """
-    size, left_out = len(student.get_vocab()), set[str]()
+    ours, added = student.get_vocab(), _added(student)
+    sizes, left_out = [], set[str]()
     for role, teacher in teachers.items():
-        ours, theirs = student.get_vocab(), teacher.get_vocab()
-        if odd := _odd(ours, theirs):
-            first = min(ids[token] for token in odd for ids in (ours, theirs) if token in ids)
-            _refuse_unlike(student, teacher, odd, first, role)
-            size = min(size, first)
-            left_out |= {token for ids in (ours, theirs) for token, number in ids.items() if number >= first}
-    return SharedVocabulary(size, tuple(sorted(left_out))) if left_out else None
+        theirs = teacher.get_vocab()
+        if ours == theirs:
+            continue
+        differing = _differing(ours, theirs)
+        first, _ = differing[0]
+        behind = {token for ids in (ours, theirs) for token, number in ids.items() if number >= first}
+        moved = any(token in ours and token in theirs for _, token in differing)
+        if moved or not behind <= added | _added(teacher):
+            raise InputError(_unlike(ours, theirs, [token for _, token in differing], role))
+        sizes.append(first)
+        left_out |= behind
+    return SharedVocabulary(min(sizes), tuple(sorted(left_out))) if sizes else None
 
 
-def _odd(ours: Mapping[str, int], theirs: Mapping[str, int]) -> set[str]:
-    """Tokens that have not the same id in both."""
-    return {token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)}
+def _added(tokenizer: Any) -> set[str]:
+    """The tokens that have been added to a tokenizer."""
+    return set(tokenizer.get_added_vocab())
 
 
-def _refuse_unlike(student: Any, teacher: Any, odd: set[str], first: int, role: str) -> None:
-    """Raises InputError unless all tokens from the id `first` on have been added to a tokenizer, on either side."""
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    added = (ours, student.get_added_vocab()), (theirs, teacher.get_added_vocab())
-    plain = any(number >= first and token not in known for ids, known in added for token, number in ids.items())
-    clash = any(token in ours and token in theirs for token in odd)
-    if not (plain or clash):
-        return
-    by_id = sorted(odd, key=lambda t: (min(ids[t] for ids in (ours, theirs) if t in ids), t))
-    lines = ", ".join(f"{t!r} ({ours.get(t, 'absent')}, {theirs.get(t, 'absent')})" for t in by_id[:SHOWN])
-    raise InputError(
+def _differing(ours: Mapping[str, int], theirs: Mapping[str, int]) -> list[tuple[int, str]]:
+    """(lowest id, token) of the tokens that have not the same id in both, in this order."""
+    odd = {token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)}
+    return sorted((min(ids[token] for ids in (ours, theirs) if token in ids), token) for token in odd)
+
+
+def _unlike(ours: Mapping[str, int], theirs: Mapping[str, int], odd: Sequence[str], role: str) -> str:
+    """The message about tokens, in order of their ids, that differ."""
+    shown = ", ".join(f"{t!r} ({ours.get(t, 'absent')}, {theirs.get(t, 'absent')})" for t in odd[:SHOWN])
+    return (
         f"{role}.path: its vocabulary ({len(theirs)} tokens) is not the student's ({len(ours)} tokens): {len(odd)} "
         f"tokens differ by more than added tokens at the end. The first of them, with their ids for student and "
-        f"teacher: {lines}. Choose a teacher with the student's tokenizer, of the same family; or let this one write "
+        f"teacher: {shown}. Choose a teacher with the student's tokenizer, of the same family; or let this one write "
         f"solutions beforehand and learn from their text (rollout.on_policy=0 with objective.kind=nll)"
     )

@@ -18,7 +18,7 @@ from .timetable import overlaps
 
 
 def load_policies(
-    config: TrainConfig, checkpoint_model: Path | None, device: torch.device, shared: int | None = None
+    config: TrainConfig, checkpoint_model: Path | None, device: torch.device, shared: int | None
 ) -> tuple[Policy, dict[str, Policy]]:
     """The student, from a checkpoint where there is one, and those it is compared with: its local teachers, "initial"
     where a term asks for it, and "writer" where rollouts are written while the student learns; all cut to the
@@ -35,8 +35,8 @@ def load_policies(
         targets["writer"] = _writer(config, policy, device)
     every = [policy, *targets.values()]
     declared = [load.declared_vocabulary(config.teacher_model(role), role) for role in config.served_teachers]
-    declared.append(shared)
-    vocabulary = min([*(each.vocabulary_size for each in every), *(size for size in declared if size)])
+    sizes = [*(each.vocabulary_size for each in every), *declared, shared]
+    vocabulary = min(size for size in sizes if size)
     for each in every:
         each.vocabulary = vocabulary
     for target in targets.values():
