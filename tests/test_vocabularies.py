@@ -10,11 +10,14 @@ import torch
 from rich.console import Console
 from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer
 
+from driftgate.data.problems import Problem
+from driftgate.data.prompts import Prompt
 from driftgate.errors import InputError
 from driftgate.models.vocabularies import SHOWN, SharedVocabulary, shared_vocabulary
 from driftgate.recipe import check_config
-from driftgate.train.checks import check_engines
+from driftgate.train.checks import check_engines, check_shared
 from driftgate.train.command import run
+from driftgate.train.rollouts import Engines
 
 
 def tokenizer(plain, added=()):
@@ -120,3 +123,25 @@ def test_servers_are_refused_where_tokens_are_left_out(setting, settings):
     config = check_config(settings | (teacher if setting == "teacher" else rollout))
     with pytest.raises(InputError, match=f"{setting} on servers, where student and teacher share 8 token ids"):
         check_engines(config, SharedVocabulary(8, ("<x>",)))
+
+
+def test_a_solution_with_a_token_that_the_teacher_lacks_is_refused(settings, tmp_path):
+    path = str(with_added_token(settings["student"]["path"], tmp_path / "student"))
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"problem": "47 a+38 ?", "solution": "<snow>47a+38=75"}) + "\n")
+    learned = {
+        "rollout": settings["rollout"] | {"on_policy": 0},
+        "objective": {"kind": "nll"},
+        "gate": {"spans": "none"},
+    }
+    changed = settings | learned | {"student": {"path": path}, "prompts": {"path": str(prompts), "per_step": 1}}
+    with pytest.raises(InputError, match=r"student.path: the solution of problem '0' has the id \d+, which"):
+        run(check_config(changed), tmp_path / "run", Console(quiet=True))
+
+
+def test_the_teacher_of_a_prompt_is_named():
+    prompts = [Prompt(Problem("7", "?"), (1,), (1, 9), teacher=1)]
+    config = SimpleNamespace(teacher_roles={"teachers.first": None, "teachers.second": None})
+    engines = Engines(None, None, (2,), lambda text: (1,))
+    with pytest.raises(InputError, match=r"teachers.second.path: the prompt of problem '7' has the id 9"):
+        check_shared(config, SharedVocabulary(8, ("<x>",)), prompts, engines)

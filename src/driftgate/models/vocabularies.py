@@ -29,13 +29,13 @@ class SharedVocabulary:
             f"{', '.join(map(repr, self.left_out[:SHOWN]))}{more}"
         )
 
-    def check_prompt(self, ids: tuple[int, ...], problem: str, role: str) -> None:
-        """Raises InputError for a prompt with a token that one of the models does not know."""
+    def check_ids(self, ids: tuple[int, ...], text: str, role: str) -> None:
+        """Raises InputError for a text with a token that one of the models does not know. text: what it is."""
         odd = next((i for i in ids if i >= self.size), None)
         if odd is not None:
             raise InputError(
-                f"{role}.path: the prompt of problem {problem!r} has the id {odd}, which is not among the "
-                f"{self.size} ids that student and teacher share; use a template without it, or a teacher with the "
+                f"{role}.path: {text} has the id {odd}, which is not among the {self.size} ids that student and "
+                f"teacher share; take its token out of the template or the problem, or choose a teacher with the "
                 f"student's added tokens"
             )
 

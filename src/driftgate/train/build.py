@@ -60,13 +60,13 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     stop_ids = load.choose_stop_ids((policy.model, tokenizer), teachers, config.rollout.stop_ids)
     contexts = contexts_of(config, targets, served)
     prompts = encoded(problems, config, tokenizer, load.context_length(policy.model), contexts)
-    check_shared(shared, prompts, stop_ids)
     learner = learner_of(config, policy, targets, parked, world)
     copies = copies_of(config, policy, targets)
     position, pending = _begun(config, last[0] if last else None, learner, copies)
     student = student_engine(config, policy, targets.get("teacher"), out, prompts, world)
     student.load(policy, learner.version)
     engines = engines_of(config, student, targets.get("teacher"), tokenizer, stop_ids, world)
+    check_shared(config, shared, prompts, engines)
     return Run(
         config=config,
         out=out,

@@ -9,6 +9,7 @@ from ..data.prompts import Prompt
 from ..errors import InputError
 from ..models.vocabularies import SharedVocabulary
 from ..world import World
+from .rollouts import Engines, reference_responses
 
 TOPS = {"student_top_ids", "teacher_top_ids", "student_top_logp", "teacher_top_logp"}
 """Streams that hold `diagnostics.k` most probable tokens."""
@@ -90,14 +91,22 @@ def check_engines(config: TrainConfig, shared: SharedVocabulary | None) -> Share
     return shared
 
 
-def check_shared(shared: SharedVocabulary | None, prompts: Sequence[Prompt], stop_ids: tuple[int, ...]) -> None:
-    """Prompts and ends of answers are made of tokens that student and teachers share. Raises InputError."""
+def check_shared(
+    config: TrainConfig, shared: SharedVocabulary | None, prompts: Sequence[Prompt], engines: Engines
+) -> None:
+    """Prompts, solutions that are learned from, and ends of answers are made of tokens that student and teachers share.
+    Raises InputError."""
     if shared is None:
         return
-    shared.check_stop_ids(stop_ids)
+    shared.check_stop_ids(engines.stop_ids)
+    roles = list(config.teacher_roles)
     for prompt in prompts:
-        shared.check_prompt(prompt.ids, prompt.problem.id, "student")
-        shared.check_prompt(prompt.teacher_ids, prompt.problem.id, "teacher")
+        name = f"problem {prompt.problem.id!r}"
+        shared.check_ids(prompt.ids, f"the prompt of {name}", "student")
+        shared.check_ids(prompt.teacher_ids, f"the prompt of {name}", roles[prompt.teacher or 0])
+        if learns_from_solutions(config):
+            [whole] = reference_responses(engines, [prompt], config.rollout.max_new_tokens)
+            shared.check_ids(whole[0].ids, f"the solution of {name}", "student")
 
 
 def needs_verifier(config: TrainConfig) -> bool:
