@@ -41,7 +41,7 @@ class ExamSettings(Settings):
     """Token ids that end a response; null: as it was trained, else the model's own."""
 
     verify: VerifySettings | None = None
-    """What decides whether an answer is right, as `prompts.verify`; null: as it was trained, else `math`."""
+    """What decides whether an answer is right; null: as it was trained, else `math`."""
     engine: EngineSettings = HFSettings()
     """What writes the samples, as `rollout.engine`."""
 

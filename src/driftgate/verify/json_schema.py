@@ -74,8 +74,8 @@ def check_schema(text: str) -> None:
     from jsonschema.validators import validator_for
 
     schema = parsed(text)
-    if not isinstance(schema, dict | bool):
-        raise ValueError("is no JSON schema (a schema is an object, true or false)")
+    if not isinstance(schema, dict):
+        raise ValueError("is no JSON schema, which is an object")
     try:
         validator_for(schema, default=Draft202012Validator).check_schema(schema)
     except SchemaError as error:
