@@ -44,7 +44,12 @@ def configuration() -> str:
     return MADE + "\n".join(lines) + "\n"
 
 
-AS_ABOVE = {"teachers": "teacher", "terms.NAME.objective": "objective", "terms.NAME.weights": "weights"}
+AS_ABOVE = {
+    "teachers": "teacher",
+    "terms.NAME.objective": "objective",
+    "terms.NAME.weights": "weights",
+    "exam.verify": "prompts.verify",
+}
 """Groups that the page describes once."""
 
 

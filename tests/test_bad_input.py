@@ -46,6 +46,14 @@ def test_unknown_setting_names_the_nearest(command):
         ("optimizer.betas=[0.9, 1.0]", "optimizer.betas.1"),
         ("student.compute=float64", "student.compute"),
         ("prompts.template={problem.x}", "prompts.template"),
+        ("prompts.verify=maths", "prompts.verify"),
+        ("prompts.verify={kind: regex, pattern: (}", "prompts.verify.pattern = '(': is no regular expression"),
+        ("prompts.verify={kind: number, tolerance: -1}", "prompts.verify.tolerance = -1"),
+        ("prompts.verify={kind: exact, part: box, after: x}", "take one of the two out"),
+        ("prompts.verify={kind: json_schema, equal: true}", "give the schema as file"),
+        ("prompts.verify={kind: json_schema, file: nowhere.json}", "verify.file = nowhere.json: cannot be read"),
+        ("prompts.verify={kind: function, path: checks.py}", "write module:function"),
+        ("prompts.verify={kind: code}", "prompts.verify"),
     ],
 )
 def test_a_bad_value_is_named_with_its_mend(command, override, expected):

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from .errors import InputError, RunError
 from .stop import Stopped
+
+if TYPE_CHECKING:
+    from .config.exam import ExamSettings
 
 HELP = "A laboratory and a trainer for on-policy distillation."
 app = typer.Typer(
@@ -99,6 +102,9 @@ def evaluate(
     batch: Annotated[int | None, typer.Option(help="Responses decoded at once. Default: as memory allows.")] = None,
     chat: Annotated[bool | None, typer.Option(help="Wrap problems in the tokenizer's chat template.")] = None,
     template: Annotated[str | None, typer.Option(help="The prompt: text with {problem}.")] = None,
+    verify: Annotated[
+        str | None, typer.Option(help="Who says what is right: a kind, or YAML such as '{kind: number, tolerance: 1}'.")
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Type of the weights. Default: as trained for a run folder, else float32.")
     ] = None,
@@ -107,17 +113,12 @@ def evaluate(
     server: Annotated[list[str] | None, typer.Option(help="A vLLM server that writes the samples. Repeat.")] = None,
 ) -> None:
     """pass@k, avg@n and maj@k of a model, with 95 % intervals over problems; the same command resumes after a stop."""
-    from .config.exam import ExamSettings
     from .evaluate.command import run_eval
-    from .recipe import checked
 
     values = {"benchmarks": benchmark, "samples": samples, "temperature": temperature, "top_p": top_p, "seed": seed}
     values |= {"max_new_tokens": max_new_tokens, "limit": limit, "batch": batch, "template": template, "chat": chat}
     values |= {"engine": {"kind": "vllm", "urls": server}} if server else {}
-    try:
-        settings = checked(ExamSettings, values)
-    except InputError as error:
-        raise InputError("\n".join(map(_as_flag, str(error).splitlines()))) from None
+    settings = _exam(values | ({"verify": verify} if verify else {}))
     with resumable(out):
         run_eval(model, settings, out, console, device, dtype, compute)
 
@@ -230,6 +231,22 @@ def _run() -> None:
         _fail(error, 1)
     except Stopped:
         sys.exit(130)
+
+
+def _exam(values: dict[str, Any]) -> "ExamSettings":
+    """Settings from flags; that of --verify is YAML. Raises InputError that names the flag."""
+    import yaml
+
+    from .config.exam import ExamSettings
+    from .recipe import checked
+
+    try:
+        values |= {"verify": yaml.safe_load(values["verify"])} if "verify" in values else {}
+        return checked(ExamSettings, values)
+    except yaml.YAMLError as error:
+        raise InputError(f"--verify {values['verify']}: not valid YAML: {' '.join(str(error).split())}") from None
+    except InputError as error:
+        raise InputError("\n".join(map(_as_flag, str(error).splitlines()))) from None
 
 
 def _as_flag(line: str) -> str:

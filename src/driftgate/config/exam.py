@@ -8,6 +8,7 @@ from ..settings import Settings
 from .engine import EngineSettings, HFSettings
 from .prompts import Template
 from .run import TrainConfig
+from .verify import VerifySettings
 
 
 class ExamSettings(Settings):
@@ -39,19 +40,23 @@ class ExamSettings(Settings):
     stop_ids: tuple[int, ...] | None = None
     """Token ids that end a response; null: as it was trained, else the model's own."""
 
+    verify: VerifySettings | None = None
+    """What decides whether an answer is right; null: as it was trained, else `math`."""
     engine: EngineSettings = HFSettings()
     """What writes the samples, as `rollout.engine`."""
 
     def described(self) -> dict[str, Any]:
         """All that samples depend on, as JSON holds it: which servers write them is left out, but not that servers
-        do."""
+        do; and the verifier only where it is not the one for mathematics."""
         served = {"engine": {"kind": self.engine.kind}} if self.engine.kind != "hf" else {}
-        return self.model_dump(mode="json", exclude={"engine"}) | served
+        own = {"verify": self.verify.model_dump(mode="json")} if self.verify and self.verify.kind != "math" else {}
+        return self.model_dump(mode="json", exclude={"engine", "verify"}) | served | own
 
     def as_trained(self, config: TrainConfig) -> "ExamSettings":
         """The same with what is null filled in from the run that trained the model."""
         shown = config.prompts
         trained = {"template": shown.template, "chat": shown.chat, "stop_ids": config.rollout.stop_ids}
+        trained["verify"] = shown.verify
         known = {name: value for name, value in trained.items() if getattr(self, name) is None}
         chat = known.get("chat", self.chat)
         system = shown.system if chat and self.system is None else self.system

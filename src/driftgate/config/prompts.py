@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, PositiveInt
 
 from ..settings import Settings
+from .verify import MathSettings, VerifySettings
 
 COLUMNS = ("id", "problem", "answer", "solution", "teacher")
 """What is read of a row."""
@@ -46,6 +47,8 @@ class PromptSettings(Settings):
     """Wrap the prompt as a user's message in the tokenizer's chat template."""
     system: str | None = None
     """System message; only with `chat`."""
+    verify: VerifySettings = MathSettings()
+    """What decides whether a response is right, see docs/verifiers.md."""
     per_step: PositiveInt = 4
     """Prompts of one rollout batch."""
     max_tokens: PositiveInt = 2048

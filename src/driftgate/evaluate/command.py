@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..config.exam import ExamSettings
+from ..config.verify import verify_settings
 from ..progress import bars
 from .evaluate import check_settings, evaluate, load_examinee, responses_of
 from .measures import shown
@@ -46,7 +47,9 @@ def _as_trained(model: str, settings: ExamSettings) -> ExamSettings:
     chat = settings.chat if settings.chat is not None else shown.get("chat", False)
     system = shown.get("system") if chat else None
     stops = tuple(stop_ids or ()) or None
-    return settings.model_copy(update={"template": template, "chat": chat, "system": system, "stop_ids": stops})
+    verify = settings.verify or verify_settings(shown.get("verify", "math"))
+    trained = {"template": template, "chat": chat, "system": system, "stop_ids": stops, "verify": verify}
+    return settings.model_copy(update=trained)
 
 
 def _settings_of_run(model: str) -> dict[str, Any]:

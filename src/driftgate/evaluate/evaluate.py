@@ -12,6 +12,7 @@ from typing import Any
 
 from ..config import ModelSettings, PromptSettings
 from ..config.exam import ExamSettings
+from ..config.verify import MathSettings
 from ..data.benchmarks import benchmark_name, content_sha256, load_benchmark
 from ..data.problems import Problem
 from ..data.prompts import Prompt, encode_prompts
@@ -21,8 +22,8 @@ from ..models import load
 from ..models.identity import fingerprint
 from ..models.policy import Policy, check_head
 from ..rollout.engine import Request, Sampling
-from ..verify.boxed import answer_of
-from ..verify.grading import Grader
+from ..verify.choose import check_answers, verifier_of
+from ..verify.verifier import Verifier
 from .folder import Folder, Row
 from .measures import measures
 from .writer import Writer
@@ -94,7 +95,7 @@ def evaluate(
         "settings": settings.described(),
         "benchmarks": pins,
         "problems": {name: len(part) for name, part in problems.items()},
-        "pass": measures(rows),
+        "pass": measures(rows, _verifier(settings).votes),
         "tokens_mean": sum(row["tokens"] for row in rows) / len(rows),
         "truncated": sum(not row["finished"] for row in rows) / len(rows),
     }
@@ -150,11 +151,11 @@ def _complete(
     if not parts:
         return
     engine = writer.engine(longest, new, batch)
-    with Grader() as grader:
+    with _verifier(settings) as verifier:
         for part in parts:
             requests = [Request(p.ids, tuple(_address(settings, name, p, n) for n in left)) for p, left in part]
             rows = _rows(examinee, name, part, engine.generate(requests, sampling, advance))
-            folder.add(_graded(list(rows), grader))
+            folder.add(_graded(list(rows), verifier))
 
 
 def _lacking(folder: Folder, name: str, part: Part) -> Part:
@@ -203,14 +204,14 @@ def _rows(
                 "finished": response.finished,
                 "tokens": len(response.ids),
                 "text": text,
-                "answer": answer_of(text),
             }
 
 
-def _graded(rows: Sequence[Row], grader: Grader) -> list[Row]:
-    """The rows of one benchmark with `correct`."""
-    verdicts = grader.grade_many((row["text"], row["gold"]) for row in rows)
-    return [row | {"correct": verdict} for row, verdict in zip(rows, verdicts)]
+def _graded(rows: Sequence[Row], verifier: Verifier) -> list[Row]:
+    """The rows of one benchmark with `answer` and `correct`."""
+    verdicts = verifier.grade_many((row["text"], row["gold"]) for row in rows)
+    answers = [verifier.answer_of(row["text"]) for row in rows]
+    return [row | {"answer": answer, "correct": verdict} for row, answer, verdict in zip(rows, answers, verdicts)]
 
 
 def check_settings(settings: ExamSettings) -> None:
@@ -218,4 +219,9 @@ def check_settings(settings: ExamSettings) -> None:
     if len({benchmark_name(name) for name in settings.benchmarks}) < len(settings.benchmarks):
         raise InputError(f"--benchmark: {', '.join(settings.benchmarks)} names one twice")
     for name in settings.benchmarks:
-        load_benchmark(name, settings.limit)
+        problems = load_benchmark(name, settings.limit)
+        check_answers(settings.verify or MathSettings(), {p.id: p.answer for p in problems}, f"--benchmark {name}")
+
+
+def _verifier(settings: ExamSettings) -> Verifier:
+    return verifier_of(settings.verify or MathSettings())

@@ -11,11 +11,12 @@ Outcome = tuple[str | None, bool]
 """A sample's answer (None for none) and whether it is right."""
 
 
-def measures(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+def measures(rows: Iterable[Mapping[str, Any]], votes: bool = True) -> dict[str, dict[str, dict[str, float]]]:
     """benchmark or "mean" -> measure -> {"mean", "low", "high"}, of rows of samples.jsonl.
 
     With n samples a problem: pass@1 ... pass@n; avg@n, the share of right samples, which pass@1 is too; maj@k for
-    k = 2, 4, 8 ... below n, and n. Raises InputError as `passk.summarise` does.
+    k = 2, 4, 8 ... below n, and n. votes: whether samples have answers to vote by; there is no maj@k without. Raises
+    InputError as `passk.summarise` does.
     """
     problems: dict[str, dict[str, list[Outcome]]] = {}
     for row in rows:
@@ -25,7 +26,7 @@ def measures(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[str,
     by_measure: dict[str, dict[str, list[float]]] = {}
     for benchmark, part in problems.items():
         for samples in part.values():
-            for measure, value in _values(samples, n).items():
+            for measure, value in _values(samples, n, votes).items():
                 by_measure.setdefault(measure, {}).setdefault(benchmark, []).append(value)
     return estimates(by_measure)
 
@@ -42,14 +43,14 @@ def majority_sizes(n: int) -> list[int]:
     return [k for k in (2**power for power in range(1, n)) if k < n] + [n] if n > 1 else [1]
 
 
-def _values(samples: Sequence[Outcome], n: int) -> dict[str, float]:
+def _values(samples: Sequence[Outcome], n: int, votes: bool) -> dict[str, float]:
     """Measures of one problem. Right samples count as one answer, however they are spelled."""
     right = sum(correct for _, correct in samples)
+    found = {f"pass@{k}": pass_at_k(right, len(samples), k) for k in range(1, n + 1)}
+    found |= {f"avg@{n}": right / len(samples)}
+    if not votes:
+        return found
     wrong = Counter(answer for answer, correct in samples if not correct and answer is not None)
     silent = sum(answer is None and not correct for answer, correct in samples)
     majority = majority_at(right, tuple(sorted(wrong.values())), silent)
-    return (
-        {f"pass@{k}": pass_at_k(right, len(samples), k) for k in range(1, n + 1)}
-        | {f"avg@{n}": right / len(samples)}
-        | {f"maj@{k}": majority[k - 1] for k in majority_sizes(n)}
-    )
+    return found | {f"maj@{k}": majority[k - 1] for k in majority_sizes(n)}

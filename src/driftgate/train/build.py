@@ -25,7 +25,7 @@ from ..rollout.shared import LedEngine, SharedEngine
 from ..rollout.vllm_server import VLLMEngine
 from ..scorers.scorer import Scorer
 from ..scorers.server import ServedScorer
-from ..verify.grading import Grader
+from ..verify.choose import check_answers, verifier_of
 from ..world import Alone, World
 from . import checkpoint
 from .checkpoint import Position
@@ -78,7 +78,7 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         learner=learner,
         prompts=prompts,
         newline_ids=newline_ids(tokenizer, policy.vocabulary_size if reads_newlines(config) else 0),
-        grader=Grader(),
+        grader=verifier_of(config.prompts.verify),
         position=position,
         pending=pending,
         copies=copies,
@@ -94,6 +94,8 @@ def problems_of(config: TrainConfig) -> list[Problem]:
     problems = load_problems(config.prompts, routed=bool(config.teachers))
     check_problems(problems, config)
     check_routes(problems, config)
+    answers = {problem.id: problem.answer for problem in problems}
+    check_answers(config.prompts.verify, answers, f"prompts.path = {config.prompts.path}")
     return problems
 
 

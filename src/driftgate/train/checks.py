@@ -19,7 +19,9 @@ def check_problems(problems: Sequence[Problem], config: TrainConfig) -> None:
     """Every problem has an answer if a weight reads the verifier's verdict, and a solution if solutions are learned
     from. Raises InputError."""
     wants = {
-        "answer": "a weight reads the verifier's verdict" if needs_verifier(config) else None,
+        "answer": "a weight reads the verifier's verdict"
+        if needs_verifier(config) and config.prompts.verify.needs_answer
+        else None,
         "solution": "reference solutions are learned from (rollout.on_policy, or a term's responses)"
         if learns_from_solutions(config)
         else None,

@@ -12,7 +12,7 @@ from ..data.experience import Experience
 from ..data.prompts import Prompt
 from ..data.response import Response
 from ..errors import RunError
-from ..verify.grading import Grader
+from ..verify.verifier import Verifier
 from .diagnostics import repetition
 
 
@@ -62,14 +62,14 @@ def _limit_setting(config: TrainConfig) -> str:
 
 
 def rollout_rows(
-    prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], decode: Callable, grader: Grader
+    prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], decode: Callable, verifier: Verifier
 ) -> list[dict[str, Any]]:
-    """A row of rollouts/ for each response. `correct` is None if the problem has no answer."""
+    """A row of rollouts/ for each response. `correct` is None where the verifier lacks an answer."""
     rows = []
     for prompt, group in zip(prompts, responses):
         for sample, response in enumerate(group):
             text, gold = decode(response.ids), prompt.problem.answer
-            correct = None if gold is None else grader.grade(text, gold)
+            correct = None if gold is None and verifier.needs_answer else verifier.grade(text, gold)
             row = {
                 "prompt": prompt.problem.id,
                 "sample": sample,

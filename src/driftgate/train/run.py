@@ -19,7 +19,7 @@ from ..models.vocabularies import SharedVocabulary
 from ..scorers.scorer import Scorer
 from ..scorers.server import ServedScorer
 from ..stop import Stopped, StopSignal
-from ..verify.grading import Grader
+from ..verify.verifier import Verifier
 from ..world import Alone, World
 from . import checkpoint
 from .checkpoint import Position
@@ -54,7 +54,7 @@ class Run:
     prompts: Sequence[Prompt]
     newline_ids: Tensor
     """bool [V], True where a token's text contains a newline."""
-    grader: Grader
+    grader: Verifier
     position: Position
     pending: dict[int, Rollout] = field(default_factory=dict)
     """The rollout batches that a resumed run has already, by number."""

@@ -12,15 +12,15 @@ Nothing an answer holds may stop the run. Answers are judged one at a time; use 
 """
 
 from collections.abc import Iterable
-from typing import Self
 
-from .boxed import LONGEST_ANSWER, bare, canonical_integer, last_boxed
+from .boxed import LONGEST_ANSWER, answer_of, bare, canonical_integer, last_boxed
 from .marks import agree, powers_agree, several
 from .process import MathProcess
+from .verifier import Verifier
 from .words import Number, number_in
 
 
-class Grader:
+class Grader(Verifier):
     """Judges texts against references, inside a `with` block, which ends the worker.
 
     The worker of math-verify starts with the first answer that needs it. An answer that overruns `limit_s` seconds
@@ -31,26 +31,26 @@ class Grader:
     def __init__(self, limit_s: float = 5.0, memory_bytes: int = 2 * 2**30) -> None:
         self.math = MathProcess(limit_s, memory_bytes)
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self.math.close()
 
-    def grade(self, text: str, gold: str) -> bool:
+    def grade(self, text: str, gold: str | None) -> bool:
         """Whether the last box of the text equals `gold`, given without a box. Never raises for the text."""
-        return self._judge(last_boxed(text), gold)
+        return gold is not None and self._judge(last_boxed(text), gold)
 
-    def grade_many(self, pairs: Iterable[tuple[str, str]]) -> list[bool]:
+    def grade_many(self, pairs: Iterable[tuple[str, str | None]]) -> list[bool]:
         """One verdict for each (text, gold), in order; equal boxes with equal references are judged once."""
-        known: dict[tuple[str | None, str], bool] = {}
+        known: dict[tuple[str | None, str | None], bool] = {}
         verdicts = []
         for text, gold in pairs:
             key = (last_boxed(text), gold)
             if key not in known:
-                known[key] = self._judge(*key)
+                known[key] = gold is not None and self._judge(key[0], gold)
             verdicts.append(known[key])
         return verdicts
+
+    def answer_of(self, text: str) -> str | None:
+        return answer_of(text)
 
     def _judge(self, content: str | None, gold: str) -> bool:
         """The verdict on the content of a box."""
