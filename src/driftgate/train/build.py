@@ -59,7 +59,7 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     teachers = models_of(config, theirs, targets)
     stop_ids = load.choose_stop_ids((policy.model, tokenizer), teachers, config.rollout.stop_ids)
     contexts = contexts_of(config, targets, served)
-    prompts = encoded(problems, config, tokenizer, load.context_length(policy.model), contexts)
+    prompts = encoded(problems, config, tokenizer, theirs, load.context_length(policy.model), contexts)
     check_shared(shared, prompts, stop_ids)
     learner = learner_of(config, policy, targets, parked, world)
     copies = copies_of(config, policy, targets)
