@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from driftgate.config.exam import ExamSettings
 from driftgate.data.benchmarks import load_benchmark
 from driftgate.data.problems import Problem
 from driftgate.data.prompts import Prompt, encode_prompts
+from driftgate.data.templates import student_view
 from driftgate.errors import InputError
 from driftgate.evaluate.batch import bytes_per_token, fitting_batch, free_bytes
 from driftgate.evaluate.divergence import divergence_by_prompt
@@ -261,7 +263,8 @@ def test_divergence_is_the_kl_over_the_whole_vocabulary(pair):
     student, teacher = (Policy(load_model(ModelSettings(path=path), "student", torch.device("cpu"))) for path in pair)
     problems = [Problem("a", "1+1=", solution="2"), Problem("b", "30-4=", solution="26")]
     settings = PromptSettings(path="x")
-    prompts = encode_prompts(problems, build_tokenizer(), settings, 20, 256, "{problem}{solution}", 256)
+    view = student_view(build_tokenizer(), settings)
+    prompts = encode_prompts(problems, view, settings, 20, 256, replace(view, template="{problem}{solution}"), 256)
     requests = [Request(p.ids, tuple((p.problem.id, n) for n in range(2))) for p in prompts]
     responses = HFEngine(student).generate(requests, Sampling(20, 1.0, 0.9, (1,)))
     ours = divergence_by_prompt(student, teacher, prompts, responses, 0.8, 1000)

@@ -1,6 +1,7 @@
 """Prompts from files and the hub; packing; addressed randomness."""
 
 import sys
+from dataclasses import replace
 from itertools import chain
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from driftgate.config.models import TeacherSettings
 from driftgate.data.packing import micro_batches, pack
 from driftgate.data.problems import load_problems, parse_problems
 from driftgate.data.prompts import encode_prompts
+from driftgate.data.templates import student_view
 from driftgate.errors import InputError
 from driftgate.recipe import check_config
 from driftgate.sandbox.tokenizer import build_tokenizer
@@ -22,7 +24,8 @@ from driftgate.train.rollouts import prompts_of_batch
 
 
 def shown(problems, **settings):
-    return encode_prompts(problems, build_tokenizer(), PromptSettings(path="x", **settings), 10, 256)
+    settings = PromptSettings(path="x", **settings)
+    return encode_prompts(problems, student_view(build_tokenizer(), settings), settings, 10, 256)
 
 
 def test_the_embedded_prompts_load():
@@ -65,7 +68,8 @@ def test_a_template_fills_in_the_problem_and_a_context_the_solution(tmp_path):
     path.write_text('{"problem": "1+1", "solution": "2"}\n')
     problems = load_problems(PromptSettings(path=str(path)))
     settings = PromptSettings(path="x", template="{problem}=")
-    prompts = encode_prompts(problems, build_tokenizer(), settings, 10, 256, "{problem}={solution}=", 256)
+    view = student_view(build_tokenizer(), settings)
+    prompts = encode_prompts(problems, view, settings, 10, 256, replace(view, template="{problem}={solution}="), 256)
     decode = build_tokenizer().decode
     assert decode(prompts[0].ids) == "1+1="
     assert decode(prompts[0].teacher_ids) == "1+1=2="

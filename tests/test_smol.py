@@ -1,5 +1,6 @@
 """The weights of the `smol` extra; skipped, saying so, where it is not installed."""
 
+from dataclasses import replace
 from importlib import metadata, util
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from driftgate.config import ModelSettings, PromptSettings
 from driftgate.data.problems import Problem
 from driftgate.data.prompts import encode_prompts
+from driftgate.data.templates import student_view
 from driftgate.errors import InputError
 from driftgate.models import load, sources
 
@@ -28,7 +30,8 @@ def test_the_smol_weights_load_with_their_own_stop_token_and_template(tmp_path, 
     assert load.stop_ids(model, tokenizer, "student") == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
     problems = [Problem("a", "How many legs have two cats?", solution="Each has 4. 2 * 4 = 8.")]
     shown = PromptSettings(path="x", chat=True)
-    prompt = encode_prompts(problems, tokenizer, shown, 10, 8192, "{problem}\n{solution}", 8192)[0]
+    view = student_view(tokenizer, shown)
+    prompt = encode_prompts(problems, view, shown, 10, 8192, replace(view, template="{problem}\n{solution}"), 8192)[0]
     assert tokenizer.decode(list(prompt.ids)).endswith("<|im_start|>assistant\n")
     assert "2 * 4 = 8" in tokenizer.decode(list(prompt.teacher_ids))
 

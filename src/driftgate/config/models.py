@@ -1,6 +1,6 @@
 """The models of a run, as settings."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -9,6 +9,9 @@ from .prompts import Template
 
 STUDENT = "student"
 """`teacher.path` of a teacher that is the student itself."""
+
+OWN = "own"
+"""`teacher.chat_template` of a teacher whose prompts are in its own tokenizer's template."""
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 
@@ -97,6 +100,15 @@ class TeacherSettings(ModelSettings):
     context: Template | None = None
     """Prompt that the teacher sees instead of the student's, with {problem}, {solution} and {answer} filled in from the
     prompt file: self-distillation from privileged context. Null shows it the student's prompt."""
+    chat_template: str | None = None
+    """Chat template of the teacher's prompts: a file, or `own` for its tokenizer's; null for the student's. Only with
+    `prompts.chat`. See docs/templates.md."""
+    template_args: dict[str, Any] | None = None
+    """Passed to its chat template in place of the student's, such as {enable_thinking: true}; null for the student's.
+    Only with `prompts.chat`."""
+    system: str | None = None
+    """System message that the teacher sees; null for the student's, an empty text for none. Only with
+    `prompts.chat`."""
     cache: str | None = None
     """A folder that keeps the teacher's scores, to be read where the same responses are scored again: by a resumed run,
     or by runs that share rollouts. Keyed by content; several runs may share it. See docs/teachers.md."""

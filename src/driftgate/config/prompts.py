@@ -1,7 +1,7 @@
 """The prompts of a run, as settings."""
 
 import difflib
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, PositiveInt
 
@@ -47,6 +47,11 @@ class PromptSettings(Settings):
     """Wrap the prompt as a user's message in the tokenizer's chat template."""
     system: str | None = None
     """System message; only with `chat`."""
+    chat_template: str | None = None
+    """A file with a Jinja chat template; null for the tokenizer's own. Only with `chat`. See docs/templates.md."""
+    template_args: dict[str, Any] = Field(default={})
+    """Passed to the chat template, such as {enable_thinking: false}; a name that it does not use is an error. Only with
+    `chat`."""
     verify: VerifySettings = MathSettings()
     """What decides whether a response is right, see docs/verifiers.md."""
     per_step: PositiveInt = 4

@@ -10,7 +10,7 @@ from .gate import GateSettings
 from .models import STUDENT, StudentSettings, TeacherSettings
 from .prompts import PromptSettings
 from .rollout import RolloutSettings
-from .teachers import check_caches, check_one_way, check_served, check_several, settled
+from .teachers import check_caches, check_one_way, check_served, check_several, check_views, settled
 from .terms import ObjectiveSettings, TermSettings
 from .training import CheckpointSettings, DiagnosticSettings, OptimizerSettings
 
@@ -63,14 +63,18 @@ class TrainConfig(Settings):
 
     @field_validator("prompts")
     @classmethod
-    def _system_needs_chat(cls, prompts: PromptSettings) -> PromptSettings:
+    def _chat_needed(cls, prompts: PromptSettings) -> PromptSettings:
         if prompts.system is not None and not prompts.chat:
             raise ValueError("prompts.system is set but prompts.chat is false; set prompts.chat=true")
+        for name in ("chat_template", "template_args"):
+            if not prompts.chat and (value := getattr(prompts, name)):
+                raise ValueError(f"prompts.{name} = {value!r} but prompts.chat is false; set prompts.chat=true")
         return prompts
 
     @model_validator(mode="after")
     def _teachers(self) -> "TrainConfig":
         check_one_way(self.teacher, self.teachers)
+        check_views(self)
         check_served(self)
         check_caches(self)
         if self.teacher is not None:

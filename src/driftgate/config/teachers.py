@@ -81,6 +81,16 @@ def check_served(config: TrainConfig) -> None:
             )
 
 
+def check_views(config: TrainConfig) -> None:
+    """Only a chat template has a system message, and takes arguments."""
+    if config.prompts.chat:
+        return
+    for role, teacher in config.teacher_roles.items():
+        for name in ("chat_template", "template_args", "system"):
+            if (value := getattr(teacher, name)) is not None:
+                raise ValueError(f"{role}.{name} = {value!r} but prompts.chat is false; set prompts.chat=true")
+
+
 def check_caches(config: TrainConfig) -> None:
     """A teacher with a cache stays as it is, and is not asked for hidden states."""
     for role, teacher in config.teacher_roles.items():

@@ -17,6 +17,7 @@ from ..data.benchmarks import benchmark_name, content_sha256, load_benchmark
 from ..data.problems import Problem
 from ..data.prompts import Prompt, encode_prompts
 from ..data.response import Response
+from ..data.templates import student_view
 from ..errors import InputError
 from ..models import load
 from ..models.identity import fingerprint
@@ -128,7 +129,9 @@ def _encode(examinee: Examinee, problems: Sequence[Problem], settings: ExamSetti
         max_tokens=10**9,
     )
     context = load.context_length(examinee.policy.model)
-    return encode_prompts(problems, examinee.tokenizer, shown, settings.max_new_tokens or 1, context)
+    return encode_prompts(
+        problems, student_view(examinee.tokenizer, shown), shown, settings.max_new_tokens or 1, context
+    )
 
 
 def _complete(

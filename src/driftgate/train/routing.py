@@ -10,6 +10,7 @@ from ..config import TrainConfig
 from ..data.experience import Experience
 from ..data.problems import Problem
 from ..data.prompts import Prompt, encode_prompts
+from ..data.templates import student_view, teacher_view
 from ..errors import InputError
 
 
@@ -37,16 +38,19 @@ def encoded(
     problems: Sequence[Problem],
     config: TrainConfig,
     tokenizer: PreTrainedTokenizerBase,
+    teachers_tokenizers: Mapping[str, PreTrainedTokenizerBase],
     context: int | None,
     teacher_contexts: Mapping[str, int | None],
 ) -> list[Prompt]:
     """The problems as token ids, each as its teacher is to see it. context, teacher_contexts: positions that the
     student and each teacher were made for. Raises InputError for a prompt that leaves its response no room."""
     prompts: dict[str, Prompt] = {}
+    student = student_view(tokenizer, config.prompts)
     for number, (role, teacher) in enumerate(config.teacher_roles.items()):
         own = [p for p in problems if not config.teachers or f"teachers.{p.teacher}" == role]
-        how = config.prompts, config.rollout.max_new_tokens, context, teacher.context, teacher_contexts[role], role
-        for prompt in encode_prompts(own, tokenizer, *how):
+        view = teacher_view(student, teacher, role, teachers_tokenizers[role])
+        how = config.prompts, config.rollout.max_new_tokens, context, view, teacher_contexts[role], role
+        for prompt in encode_prompts(own, student, *how):
             prompts[prompt.problem.id] = replace(prompt, teacher=number) if config.teachers else prompt
     return [prompts[problem.id] for problem in problems]
 
