@@ -100,7 +100,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "GraniteMoeHybrid",
         GROUPED | LOCAL | MAMBA | {"shared_intermediate_size": 16, "layer_types": ["mamba", "attention"]},
     ),
-    "Granite windows": ("GraniteSWA", GROUPED | WINDOW),
+    "Granite, windows": ("GraniteSWA", GROUPED | WINDOW),
     "LFM2": ("Lfm2", GROUPED | {"layer_types": ["conv", "full_attention"]}),
     "LFM2-MoE": ("Lfm2Moe", GROUPED | EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
     "Phi": ("Phi", SHAPE | {"intermediate_size": 64}),
@@ -145,10 +145,6 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "DeepSeek-V2": ("DeepseekV2", GROUPED | LATENT | ROUTED | {"head_dim": 8}),
     "DeepSeek-V3": ("DeepseekV3", GROUPED | LATENT | ROUTED),
-    "DeepSeek-V3.2": (
-        "DeepseekV32",
-        GROUPED | LATENT | ROUTED | {"index_topk": 4, "index_head_dim": 16, "index_n_heads": 2},
-    ),
     "Kimi linear": (
         "KimiLinear",
         GROUPED
@@ -192,20 +188,6 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "Hunyuan-MoE": ("HunYuanMoEV1", LLAMA | {"num_experts": 4, "moe_topk": 2}),
     "MiniMax": ("MiniMax", LLAMA | LOCAL | {"layer_types": ["linear_attention", "full_attention"], "block_size": 8}),
     "MiniMax-M2": ("MiniMaxM2", LLAMA | LOCAL),
-    "Zamba 2": (
-        "Zamba2",
-        GROUPED
-        | {
-            "num_key_value_heads": 2,
-            "mamba_d_state": 8,
-            "n_mamba_heads": 4,
-            "mamba_ngroups": 1,
-            "chunk_size": 8,
-            "layers_block_type": ["mamba", "hybrid"],
-            "use_mamba_kernels": False,
-            "adapter_rank": 4,
-        },
-    ),
     "RecurrentGemma": (
         "RecurrentGemma",
         LLAMA | {"lru_width": 32, "attention_window_size": 6, "block_types": ["recurrent", "attention"]},
@@ -255,23 +237,21 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "Persimmon": ("Persimmon", SHAPE | {"intermediate_size": 64}),
     "DiffLlama": ("DiffLlama", GROUPED | {"num_key_value_heads": 2}),
     "JetMoe": ("JetMoe", GROUPED | LOCAL | {"kv_channels": 16, "num_key_value_heads": 2}),
-    "Moonlight (Youtu)": ("Youtu", GROUPED | LATENT),
+    "Youtu": ("Youtu", GROUPED | LATENT),
     "VaultGemma": (
         "VaultGemma",
         LLAMA | WINDOW | ALTERNATE | {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0},
     ),
-    "ModernBERT decoder": (
-        "ModernBertDecoder",
-        SHAPE
-        | {
-            "bos_token_id": 2,
-            "intermediate_size": 64,
-            "local_attention": 6,
-            "layer_types": ["sliding_attention", "full_attention"],
-        },
-    ),
-    "CTRL": ("CTRL", SHAPE | {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "dff": 64}),
 }
+
+
+OTHER_HEADS = ("Gemma 2", "Gemma 3n", "Phi", "Command R", "Command R7B", "GPT-J", "CodeGen", "RecurrentGemma")
+OTHER_HEADS += ("xLSTM", "NanoChat", "VaultGemma")
+"""Those whose head has a bias, a scale or a cap."""
+FLOAT32 = ("XGLM",)
+"""Those that transformers cannot run in float64."""
+FUSED = ("Falcon, ALiBi",)
+"""Those whose step-by-step attention is wrong in transformers: it adds the position biases twice."""
 
 
 def tiny(name: str, std: float = 0.2, dtype: torch.dtype = torch.float32) -> nn.Module:

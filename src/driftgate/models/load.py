@@ -58,6 +58,7 @@ def load_model(settings: ModelSettings, role: str, device: torch.device) -> nn.M
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(_missing(role, settings.path, "causal language model", error)) from None
     _mend_generation_config(model)
+    _mend_body(model)
     return model if quantised else model.to(device)
 
 
@@ -150,6 +151,12 @@ def _mend_generation_config(model: Any) -> None:
     settings = model.generation_config
     if settings is not None and not settings.do_sample:
         settings.temperature = settings.top_p = settings.top_k = None
+
+
+def _mend_body(model: Any) -> None:
+    """Llama 4 names its body as a part of the model with images, which it does not have."""
+    if model.base_model is model and hasattr(model, "model"):
+        model.base_model_prefix = "model"
 
 
 def _missing(role: str, path: str, what: str, error: Exception) -> str:

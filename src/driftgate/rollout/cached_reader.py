@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.cache_utils import (
-    DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -29,7 +28,6 @@ CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 """What bodies call the cache: attention; Mamba."""
 JOINED = (
     DynamicLayer,
-    DynamicIndexedLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -103,7 +101,7 @@ def joined(caches: Sequence[Any]) -> Any:
     longest = caches[-1]
     for index, layer in enumerate(longest.layers):
         parts = [cache.layers[index] for cache in caches]
-        for name in ("keys", "values", "indexer_keys"):
+        for name in ("keys", "values"):
             if getattr(layer, name, None) is not None:
                 setattr(layer, name, _on_the_right([getattr(part, name) for part in parts]))
         for name in ("conv_states", "recurrent_states"):
