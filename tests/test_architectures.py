@@ -1,11 +1,15 @@
 """Every architecture of docs/models.md: training and rollouts against the model alone, without padding or cache."""
 
-import copy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from architectures import CONFIGS, FLOAT32, FUSED, OTHER_HEADS, tiny
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+from architectures import CONFIGS, FLOAT32, FUSED, OTHER_HEADS, model_of
 
 from driftgate.config import ModelSettings
 from driftgate.data.packing import pack
@@ -21,15 +25,16 @@ PROMPTS = [(7, 8, 9), (10, 11, 12, 13), (20, 21, 22, 23, 24, 25, 26, 27, 28), (3
 RESPONSES = [(5, 6, 7, 9, 11), (12,), (3, 4, 5, 6, 7, 8), (40, 41, 42, 43, 44, 45, 46, 47, 3, 4, 5)]
 
 
-@pytest.fixture(params=[name for name in CONFIGS if name not in OTHER_HEADS])
-def models(request, tmp_path):
+@pytest.fixture(scope="module", params=[name for name in CONFIGS if name not in OTHER_HEADS])
+def models(request, tmp_path_factory):
     """As driftgate loads it; and a naive one: attention and experts step by step."""
-    tiny(request.param).save_pretrained(tmp_path)
+    folder = tmp_path_factory.mktemp("model")
+    model_of(request.param).save_pretrained(folder)
     dtype = "float32" if request.param in FLOAT32 else "float64"
-    loaded = load_model(ModelSettings.model_validate({"path": str(tmp_path), "dtype": dtype}), "student", CPU)
+    loaded = load_model(ModelSettings.model_validate({"path": str(folder), "dtype": dtype}), "student", CPU)
     attention = "sdpa" if request.param in FUSED else "eager"
     how = {"dtype": DTYPES[dtype], "attn_implementation": attention, "experts_implementation": "eager"}
-    return loaded, transformers.AutoModelForCausalLM.from_pretrained(tmp_path, **how).eval()
+    return loaded, transformers.AutoModelForCausalLM.from_pretrained(folder, **how).eval()
 
 
 def alone(naive, prompt, response):
@@ -74,7 +79,7 @@ def test_rollouts_equal_teacher_forcing(models):
     """Prompts shorter and longer than the window of 6, responses that cross it and that are longer."""
     loaded, naive = models
     requests = [Request(prompt, ((3, i, 0), (3, i, 1))) for i, prompt in enumerate(PROMPTS)]
-    written = HFEngine(Policy(copy.deepcopy(loaded))).generate(requests, Sampling(12, 1.0, 1.0, (1, 2, 3, 4)))
+    written = HFEngine(Policy(loaded)).generate(requests, Sampling(12, 1.0, 1.0, (1, 2, 3, 4)))
     lengths = {len(response.ids) for group in written for response in group}
     assert len(lengths) > 1
     for prompt, group in zip(PROMPTS, written):

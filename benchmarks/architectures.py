@@ -1,10 +1,10 @@
-"""A tiny random model of each architecture that docs/models.md lists."""
+"""A random model of each architecture that docs/models.md lists: tiny for tests, wider for benchmarks/models.py."""
 
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from transformers import PreTrainedModel
 
 SHAPE = {
     "vocab_size": 48,
@@ -254,9 +254,24 @@ FUSED = ("Falcon, ALiBi",)
 """Those whose step-by-step attention is wrong in transformers: it adds the position biases twice."""
 
 
-def tiny(name: str, std: float = 0.2, dtype: torch.dtype = torch.float32) -> nn.Module:
+WIDTHS = (
+    *("hidden_size", "intermediate_size", "head_dim", "global_head_dim", "v_head_dim", "query_pre_attn_scalar"),
+    *("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size", "intermediate_size_mlp"),
+    *("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim", "mamba_d_head", "mamba_d_ssm"),
+    *("mamba_head_dim", "mamba_dt_rank", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim"),
+    *("ffn_dim", "word_embed_proj_dim", "lru_width", "attention_hidden_size", "rotary_dim", "kv_channels"),
+)
+"""Settings that grow with the width of a model."""
+
+
+def model_of(
+    name: str, std: float = 0.2, dtype: torch.dtype = torch.float32, wider: int = 1, **changes: Any
+) -> PreTrainedModel:
+    """In evaluation mode, `wider` times as wide as CONFIGS says. Matrices are normal with `std`; vectors, such as norms
+    and biases, are not at their first values either."""
     kind, settings = CONFIGS[name]
-    config = getattr(transformers, f"{kind}Config")(**settings)
+    wide = {key: wider * value for key, value in settings.items() if key in WIDTHS and value is not None}
+    config = getattr(transformers, f"{kind}Config")(**settings | wide | changes)
     torch.manual_seed(0)
     model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     for parameter in model.parameters():
