@@ -94,7 +94,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "OLMo hybrid": ("OlmoHybrid", GROUPED | DELTA),
     "OLMoE": ("Olmoe", GROUPED | EXPERTS),
     "FlexOlmo": ("FlexOlmo", GROUPED | EXPERTS),
-    "Granite": ("Granite", GROUPED),
+    "Granite": ("Granite", GROUPED | {"logits_scaling": 4.0, "residual_multiplier": 0.5}),
     "Granite-MoE": ("GraniteMoe", GROUPED | LOCAL),
     "Granite hybrid": (
         "GraniteMoeHybrid",
@@ -245,9 +245,6 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-OTHER_HEADS = ("Gemma 2", "Gemma 3n", "Phi", "Command R", "Command R7B", "GPT-J", "CodeGen", "RecurrentGemma")
-OTHER_HEADS += ("xLSTM", "NanoChat", "VaultGemma")
-"""Those whose head has a bias, a scale or a cap."""
 FLOAT32 = ("XGLM",)
 """Those that transformers cannot run in float64."""
 FUSED = ("Falcon, ALiBi",)

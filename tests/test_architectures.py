@@ -9,14 +9,15 @@ import transformers
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-from architectures import CONFIGS, FLOAT32, FUSED, OTHER_HEADS, model_of
+from architectures import CONFIGS, FLOAT32, FUSED, model_of
 
 from driftgate.config import ModelSettings
 from driftgate.data.packing import pack
 from driftgate.method.head import token_logprobs
 from driftgate.models.causal import check_causal
+from driftgate.models.head import check_head
 from driftgate.models.load import DTYPES, load_model
-from driftgate.models.policy import Policy, check_head
+from driftgate.models.policy import Policy
 from driftgate.rollout.engine import Request, Sampling
 from driftgate.rollout.hf import HFEngine
 
@@ -25,7 +26,7 @@ PROMPTS = [(7, 8, 9), (10, 11, 12, 13), (20, 21, 22, 23, 24, 25, 26, 27, 28), (3
 RESPONSES = [(5, 6, 7, 9, 11), (12,), (3, 4, 5, 6, 7, 8), (40, 41, 42, 43, 44, 45, 46, 47, 3, 4, 5)]
 
 
-@pytest.fixture(scope="module", params=[name for name in CONFIGS if name not in OTHER_HEADS])
+@pytest.fixture(scope="module", params=CONFIGS)
 def models(request, tmp_path_factory):
     """As driftgate loads it; and a naive one: attention and experts step by step."""
     folder = tmp_path_factory.mktemp("model")

@@ -33,7 +33,7 @@ def bytes_per_token(policy: Policy) -> int:
     own = getattr(config, "num_attention_heads", None) or 1
     heads = getattr(config, "num_key_value_heads", None) or own
     size = getattr(config, "head_dim", None) or config.hidden_size // own
-    dtype = DTYPES[policy.compute] if policy.compute else policy.head.dtype
+    dtype = DTYPES[policy.compute] if policy.compute else policy.head.weight.dtype
     return 2 * config.num_hidden_layers * heads * size * dtype.itemsize
 
 
