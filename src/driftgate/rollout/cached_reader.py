@@ -49,7 +49,8 @@ class CachedReader(Reader):
         self.cache.reorder_cache(order)
         self.hidden, self.lengths = torch.cat(hidden)[order], torch.tensor(lengths, device=self.device)[owner]
         self.width = max(lengths)
-        self.padded = min(lengths) < self.width
+        keyed = any(getattr(layer, "keys", None) is not None for layer in self.cache.layers)
+        self.padded = keyed and min(lengths) < self.width
 
     def read(self, tokens: Tensor, step: int) -> None:
         """See `Reader.read`."""
