@@ -1,15 +1,23 @@
 """Chat templates by role: which template, system message and arguments student and teacher see."""
 
+import json
+from dataclasses import replace
+from io import StringIO
+
 import pytest
+from rich.console import Console
 
 from driftgate.config import PromptSettings
 from driftgate.config.models import TeacherSettings
 from driftgate.data.problems import Problem
+from driftgate.data.prompts import Prompt
 from driftgate.data.templates import student_view, teacher_view
 from driftgate.errors import InputError
 from driftgate.recipe import check_config
 from driftgate.sandbox.tokenizer import build_tokenizer
+from driftgate.train import command
 from driftgate.train.build import build_run
+from driftgate.train.shown import differences, lines_of
 
 THINKING = (
     "{%- for tool in tools or [] %}{{ tool.function.name }}+{% endfor %}"
@@ -151,3 +159,92 @@ def test_a_run_shows_each_of_its_teachers_its_own_view(settings, tmp_path):
     decode = made.tokenizer.decode
     assert [decode(p.ids) for p in made.prompts] == ["1+2=", "3+4="]
     assert [decode(p.teacher_ids) for p in made.prompts] == ["1+2=0", "*9*3+4="]
+
+
+def told(settings, folder):
+    """What a run of no step prints, and what it keeps in its folder."""
+    said = StringIO()
+    command.run(check_config(settings | {"steps": 1}), folder, Console(file=said, width=200))
+    kept = json.loads((folder / "environment.json").read_text())[0]["prompts_shown"]
+    return said.getvalue(), kept
+
+
+def with_template(settings, folder, source, **teacher):
+    path = folder / "chat.jinja"
+    path.write_text(source)
+    prompts = settings["prompts"] | {"chat": True, "chat_template": str(path)}
+    return settings | {"prompts": prompts, "teacher": settings["teacher"] | teacher}
+
+
+def test_a_run_prints_a_prompt_as_each_role_sees_it_and_says_how_thinking_differs(settings, tmp_path):
+    changed = with_template(settings, tmp_path, THINKING, template_args={"enable_thinking": False})
+    said, kept = told(changed, tmp_path / "run")
+    assert kept == {"student": "3+4==", "teacher": "3+4==0"}
+    assert "a prompt as student sees it:\n3+4==\na prompt as teacher sees it:\n3+4==0\n" in said
+    assert "teacher: its prompt ends with '=0', the student's with '='\n" in said
+    assert "thinking differs: its prompt has no thought, enable_thinking = False, the student's no thought\n" in said
+
+
+def test_a_run_whose_roles_see_the_same_says_so(settings, tmp_path):
+    said, kept = told(settings, tmp_path / "run")
+    assert kept == {"student": "3+4="}
+    assert said.startswith("a prompt as student sees it:\n3+4=\nthe teacher sees the same\nstep 1/1")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("<think>\n", "its prompt has an open thought, the student's no thought"),
+        ("<think>\n\n</think>\n\n", "its prompt has a closed thought, the student's no thought"),
+    ],
+)
+def test_the_tags_of_a_thought_are_found_at_the_end_alone(config, tmp_path, source, said):
+    path = tmp_path / "chat.jinja"
+    path.write_text("<think></think>{{ messages[0].content }}" + source)
+    shown = student()
+    views = {"student": shown, "teacher": teacher(shown, chat_template=str(path))}
+    prompts = [Prompt(PROBLEM, shown.encode(PROBLEM), views["teacher"].encode(PROBLEM))]
+    assert differences(config, prompts, views)[1] == f"teacher: thinking differs: {said}"
+
+
+def test_a_long_prompt_is_shown_without_its_middle():
+    lines = lines_of({"student": "1" * 700 + "2" * 700}, [])
+    assert lines[1] == "1" * 500 + "\n[... 400 characters ...]\n" + "2" * 500
+
+
+CONVERSATION = Problem(
+    "a", "3+4", solution="7", messages=(("system", "5"), ("user", "1+2"), ("assistant", "3"), ("user", "3+4"))
+)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "seen"),
+    [
+        ({}, {}, ["*5*1+233+4=", "*5*1+233+4="]),
+        ({"system": "8"}, {}, ["*5*1+233+4=", "*5*1+233+4="]),
+        ({}, {"system": "9"}, ["*5*1+233+4=", "*9*1+233+4="]),
+        ({}, {"system": ""}, ["*5*1+233+4=", "1+233+4="]),
+        ({"template": "-{problem}"}, {"context": "{problem}={solution}"}, ["*5*1+23-3+4=", "*5*1+233+4=7="]),
+        ({}, {"template_args": {"enable_thinking": False}}, ["*5*1+233+4=", "*5*1+233+4=0"]),
+    ],
+)
+def test_a_conversation_is_a_prompt_that_each_role_sees_in_its_own_way(ours, theirs, seen):
+    shown = student(**ours)
+    assert [view.text(CONVERSATION) for view in (shown, teacher(shown, **theirs))] == seen
+
+
+def test_a_conversation_without_a_system_message_gets_that_of_the_settings():
+    turns = replace(CONVERSATION, messages=(("user", "1"), ("assistant", "2"), ("user", "3+4")))
+    assert student(system="8").text(turns) == "*8*123+4="
+
+
+def test_a_conversation_needs_chat_and_ends_with_the_user():
+    with pytest.raises(InputError, match=r"problem 'a' is a conversation; set prompts.chat=true"):
+        student(chat=False).encode(CONVERSATION)
+    with pytest.raises(InputError, match=r"ends with a message of 'assistant'"):
+        student().encode(replace(CONVERSATION, messages=(("user", "1"), ("assistant", "2"))))
+
+
+def test_the_end_of_a_prompt_is_what_follows_the_last_field_or_message():
+    assert student().ending(CONVERSATION) == "="
+    assert student(chat=False, template="{problem} =\n").ending(PROBLEM) == " =\n"

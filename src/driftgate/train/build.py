@@ -36,7 +36,7 @@ from .learner import Learner
 from .offload import Parked, ParkedEngine, ParkedScorer, moves, park, park_state
 from .policies import load_policies, scorers_of
 from .rollouts import Engines
-from .routing import check_routes, encoded
+from .routing import check_routes, encoded, views_of
 from .run import Run
 from .scoring import check_scorers
 from .teachers import cached, connected, contexts_of, models_of, routed, teachers_tokenizers
@@ -51,6 +51,7 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     theirs = teachers_tokenizers(config)
     shared = check_engines(config, shared_vocabulary(tokenizer, theirs))
     problems = problems_of(config)
+    views = views_of(config, tokenizer, theirs)
     last = world.share(checkpoint.all_checkpoints(out / "checkpoints")[-1:])[0]
     model = last[0] / "model" if last else None
     policy, targets, served, fingerprints = loaded_policies(config, model, tokenizer, device, world, shared)
@@ -59,7 +60,7 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     teachers = models_of(config, theirs, targets)
     stop_ids = load.choose_stop_ids((policy.model, tokenizer), teachers, config.rollout.stop_ids)
     contexts = contexts_of(config, targets, served)
-    prompts = encoded(problems, config, tokenizer, theirs, load.context_length(policy.model), contexts)
+    prompts = encoded(problems, config, views, load.context_length(policy.model), contexts)
     check_shared(shared, prompts, stop_ids)
     learner = learner_of(config, policy, targets, parked, world)
     copies = copies_of(config, policy, targets)
@@ -77,6 +78,7 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         engines=parked_engines(config, engines, parked.get("teacher")),
         learner=learner,
         prompts=prompts,
+        views=views,
         newline_ids=newline_ids(tokenizer, policy.vocabulary_size if reads_newlines(config) else 0),
         grader=Grader(),
         position=position,
