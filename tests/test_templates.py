@@ -9,7 +9,7 @@ from rich.console import Console
 
 from driftgate.config import PromptSettings
 from driftgate.config.models import TeacherSettings
-from driftgate.data.problems import Problem
+from driftgate.data.problems import Problem, parse_problems
 from driftgate.data.prompts import Prompt
 from driftgate.data.templates import student_view, teacher_view
 from driftgate.errors import InputError
@@ -248,3 +248,37 @@ def test_a_conversation_needs_chat_and_ends_with_the_user():
 def test_the_end_of_a_prompt_is_what_follows_the_last_field_or_message():
     assert student().ending(CONVERSATION) == "="
     assert student(chat=False, template="{problem} =\n").ending(PROBLEM) == " =\n"
+
+
+def turns(*pairs):
+    return [{"role": role, "content": content} for role, content in pairs]
+
+
+def test_conversations_are_read_and_the_assistants_last_turn_is_the_solution():
+    asked = [("system", "5"), ("user", "1+2")]
+    rows = [("a:1", {"messages": turns(*asked, ("assistant", "3"))}), ("a:2", {"messages": turns(*asked)})]
+    first, second = parse_problems(rows)
+    assert (first.problem, first.solution, first.messages) == ("1+2", "3", tuple(asked))
+    assert (second.problem, second.solution, second.messages) == ("1+2", None, tuple(asked))
+    kept = parse_problems([("a:1", rows[0][1] | {"solution": "4"})])[0]
+    assert (kept.solution, kept.messages) == ("4", tuple(asked))
+    both = parse_problems([("a:1", rows[0][1] | {"problem": "9"})])[0]
+    assert (both.problem, both.messages) == ("9", None)
+    chats = [("a:1", {"chat": turns(*asked)})]
+    assert parse_problems(chats, {"messages": "chat"})[0].messages == tuple(asked)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("hello", "a:1: 'messages' must be a list of objects"),
+        (turns(("tool", "3")), "with the roles system, user, assistant"),
+        ([{"role": "user", "content": None}], "and a text each"),
+        ([], "a:1: 'messages' must end with the user's message"),
+        (turns(("user", "1"), ("assistant", "2"), ("assistant", "3")), "must end with the user's message"),
+        (turns(("user", " ")), "'problem' must be a text that is not empty"),
+    ],
+)
+def test_conversations_that_cannot_be_gone_on_with_are_refused(given, said):
+    with pytest.raises(InputError, match=said):
+        parse_problems([("a:1", {"messages": given})])
