@@ -99,7 +99,7 @@ def main() -> None:
     for name in FEW if arguments.quick else CONFIGS:
         figures[name] = figures_of(name, llama, size)
         measure.table({name: figures[name]}, {"cpu_s": ".4f", "ratio": ".2f"}, figures[name]["way"])
-    measure.write("models", began, arguments.quick, ["transformers"], repeats=size.repeats, figures=figures)
+    measure.write("models", began, arguments.quick, ["transformers"], figures=figures)
 
 
 if __name__ == "__main__":

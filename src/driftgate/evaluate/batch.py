@@ -29,7 +29,8 @@ def bytes_per_token(policy: Policy) -> int:
 
     Too much, so on the safe side, for layers with a window or a recurrent state; a model without heads counts as one.
     """
-    config: Any = policy.model.config.get_text_config()
+    model: Any = policy.model
+    config = model.config.get_text_config()
     own = getattr(config, "num_attention_heads", None) or 1
     heads = getattr(config, "num_key_value_heads", None) or own
     size = getattr(config, "head_dim", None) or config.hidden_size // own

@@ -69,7 +69,7 @@ class CachedReader(Reader):
 
     def _encode(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Any, Tensor]:
         """The cache and the last hidden states of prompts of one length."""
-        cache = DynamicCache(config=self.model.config)
+        cache = DynamicCache(config=self.model.config)  # type: ignore[arg-type]
         return cache, self._read(torch.tensor(prompts, device=self.device), cache, None, None)
 
     def _read(self, ids: Tensor, cache: Any, mask: Tensor | None, positions: Tensor | None) -> Tensor:
