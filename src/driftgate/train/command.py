@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from ..config import TrainConfig
+from ..data.held_out import write_held_out
 from ..errors import InputError, RunError
 from ..recipe import run_code
 from ..stop import Stopped, StopSignal
@@ -55,10 +56,7 @@ def run(
         if first:
             _write_head(made, problems)
         console = console if first else Console(quiet=True)
-        if made.position.step or made.position.update:
-            console.print(f"resuming {out} at {made.position.name}", highlight=False)
-        if made.shared is not None:
-            console.print(made.shared.describe(), highlight=False)
+        _announce(made, console)
         with (
             closing(made.engines),
             made.grader,
@@ -68,6 +66,16 @@ def run(
             _train(made, console, savings)
     if first:
         console.print(f"{made.config.steps} steps done; model in {folder.final_model(out)}", highlight=False)
+
+
+def _announce(made: Run, console: Console) -> None:
+    """What is to be known before the first step."""
+    begun = made.position.step or made.position.update
+    lines = [f"resuming {made.out} at {made.position.name}"] if begun else []
+    lines += made.problems.said
+    lines += [made.shared.describe()] if made.shared is not None else []
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _train(made: Run, console: Console, savings: Savings | None) -> None:
@@ -105,11 +113,13 @@ def _elsewhere(setting: str) -> str:
 
 
 def _write_head(made: Run, problems: str) -> None:
-    """config.yaml, and this session's entry of environment.json."""
+    """config.yaml, the problems held out, and this session's entry of environment.json."""
     folder.write_config(made.out / "config.yaml", made.config)
+    write_held_out(made.out, made.problems.held_out)
     environment = {
         "began_at": made.position.name,
         "problems_sha256": problems,
+        "problems_said": made.problems.said,
         "ranks": made.world.size,
         **{f"{role}_sha256": value for role, value in made.fingerprints.items()},
         **({"served_teachers": folder.shown_served(made.served)} if made.served else {}),
