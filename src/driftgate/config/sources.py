@@ -10,6 +10,20 @@ from ..settings import Settings
 
 COLUMNS = ("id", "problem", "answer", "solution", "teacher")
 """What is read of a row."""
+USUAL = {
+    "problem": ("problem", "prompt", "question", "messages", "instruction", "query"),
+    "answer": (
+        "answer",
+        "final_answer",
+        "expected_answer",
+        "ground_truth",
+        "reward_model.ground_truth",
+        "label",
+        "target",
+    ),
+    "solution": ("solution", "response", "completion", "output"),
+}
+"""Names under which each of ours is looked for. The first that a row has something in is taken."""
 
 
 def _known_columns(columns: dict[str, str]) -> dict[str, str]:

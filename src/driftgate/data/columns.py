@@ -4,24 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config.sources import COLUMNS
+from ..config.sources import COLUMNS, USUAL
 from ..errors import InputError
 from .rows import Rows
-
-USUAL = {
-    "problem": ("problem", "prompt", "question", "messages", "instruction", "query"),
-    "answer": (
-        "answer",
-        "final_answer",
-        "expected_answer",
-        "ground_truth",
-        "reward_model.ground_truth",
-        "label",
-        "target",
-    ),
-    "solution": ("solution", "response", "completion", "output"),
-}
-"""Names under which each of ours is looked for. The first that a row has something in is taken."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..config.sources import USUAL
 from ..errors import InputError
 
 Rows = list[tuple[str, Any]]
@@ -144,7 +145,7 @@ def _json_rows(path: Path, text: str, setting: str) -> Rows:
     if isinstance(whole, list):
         return number_rows(str(path), whole)
     lists = [name for name, value in whole.items() if _is_table(value)] if isinstance(whole, dict) else []
-    if not lists or "messages" in lists or "prompt" in lists:  # one problem, perhaps a conversation
+    if not lists or any(name in whole for name in USUAL["problem"]):  # one problem
         return [(f"{path}:1", whole)]
     if len(lists) > 1:
         raise InputError(
