@@ -95,11 +95,14 @@ def _parse_problem(place: str, row: Any, found: Found, default_id: str, routed: 
     if not isinstance(text, str) or not text.strip():
         hint = f"; the columns are {sorted(row)}; {found.mend}" if column not in row else ""
         raise InputError(f"{place}: {column!r} must be a text that is not empty{hint}")
-    names = ("id", "answer", "solution", *(["teacher"] if routed else []))
-    values = {name: value_of(row, found.names.get(name)) for name in names}
-    texts = {name: None if value is None else str(value) for name, value in values.items()}
-    own = {"id": default_id if texts["id"] is None else texts["id"], "problem": text}
-    return Problem(**texts | own)
+    names = ("answer", "solution", *(["teacher"] if routed else []))
+    texts = {name: _text(value_of(row, found.names.get(name))) for name in names}
+    identity = _text(value_of(row, found.names.get("id")))
+    return Problem(default_id if identity is None else identity, text, **texts)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _ends_with_answers(problems: Mapping[str, Problem], found: Found) -> bool:
