@@ -3,11 +3,13 @@
 import gzip
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
 from driftgate.config import PromptSettings
 from driftgate.data.benchmarks import load_benchmark
+from driftgate.data.held_out import write_held_out
 from driftgate.data.problems import load_problems
 from driftgate.data.rows import read_rows
 from driftgate.errors import InputError
@@ -103,6 +105,26 @@ def test_columns_are_found_by_themselves_and_said(tmp_path, row, read, said):
     problems, line = loaded(write(tmp_path / "p.jsonl", lines([row])))
     assert [(p.problem, p.answer, p.solution) for p in problems] == [read]
     assert said in line
+
+
+ASK = [{"role": "system", "content": "Add."}, {"role": "user", "content": "1+1="}]
+CHATS = {
+    "verl": ({"data_source": "x", "prompt": ASK, "reward_model": {"style": "rule", "ground_truth": "2"}}, "2", None),
+    "messages": ({"messages": [*ASK, {"role": "assistant", "content": "it is 2"}]}, None, "it is 2"),
+    "trl": ({"prompt": ASK, "completion": [{"role": "assistant", "content": "it is 2"}]}, None, "it is 2"),
+}
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.parquet"])
+@pytest.mark.parametrize("kind", CHATS)
+def test_conversations_are_found_and_held_out_whole(tmp_path, kind, name):
+    row, answer, solution = CHATS[kind]
+    [problem], said = loaded(write(tmp_path / name, [row] if name == "p.parquet" else lines([row])))
+    assert (problem.problem, problem.answer, problem.solution) == ("1+1=", answer, solution)
+    assert problem.messages == (("system", "Add."), ("user", "1+1="))
+    assert ("solution from the assistant's last turn" in said) == (kind == "messages")
+    write_held_out(tmp_path, [replace(problem, answer="2")])
+    assert load_benchmark(str(tmp_path / "held_out.jsonl")) == [replace(problem, answer="2")]
 
 
 def test_what_the_settings_name_comes_first(tmp_path):

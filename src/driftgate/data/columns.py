@@ -89,4 +89,4 @@ def value_of(row: Mapping[str, Any], column: str | None) -> Any:
 
 def _empty(value: Any) -> bool:
     """Whether a cell has nothing in it. Tables that pandas wrote have "not a number" there."""
-    return value is None or value in ("", []) or value != value
+    return value is None or value == "" or value != value

@@ -42,4 +42,6 @@ def write_held_out(out: Path, problems: Sequence[Problem]) -> None:
 
 def _row(problem: Problem) -> str:
     known = {name: getattr(problem, name) for name in ("id", "problem", "answer", "solution")}
+    if problem.messages is not None:
+        known["problem"] = [{"role": role, "content": content} for role, content in problem.messages]
     return json.dumps({name: value for name, value in known.items() if value is not None})

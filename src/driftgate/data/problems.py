@@ -1,5 +1,6 @@
 """Problems from files, the hub or the embedded tasks."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from ..config import PromptSettings
 from ..config.sources import SourceSettings
 from ..errors import InputError
 from .columns import Found, find_columns, value_of
+from .conversations import is_message, parse_conversation
 from .rows import Rows, read_rows
 
 SANDBOX_PROBLEMS = 4_096
@@ -27,6 +29,9 @@ class Problem:
     solution: str | None = None
     teacher: str | None = None
     """Name of its teacher, where a run has several."""
+    messages: tuple[tuple[str, str], ...] | None = None
+    """(role, content) of a conversation that the student is to go on with; None for a single text. `problem` is then
+    the last user's message."""
     source: str | None = None
     """Name of its source in a mixture."""
 
@@ -82,26 +87,38 @@ def read_problems(
         if problem.id in problems:
             raise InputError(f"{place}: id {problem.id!r} is used twice; make ids unique, sampling is keyed by them")
         problems[problem.id] = problem
+    about = found.describe()
+    if "solution" not in found.names and any(p.messages and p.solution is not None for p in problems.values()):
+        about += ", solution from the assistant's last turn"
     if _ends_with_answers(problems, found):
-        return [_split(problem) for problem in problems.values()], f"{found.describe()}, of it what follows {MARK}"
-    return list(problems.values()), found.describe()
+        return [_split(problem) for problem in problems.values()], f"{about}, of it what follows {MARK}"
+    return list(problems.values()), about
 
 
 def _parse_problem(place: str, row: Any, found: Found, default_id: str, routed: bool) -> Problem:
     if not isinstance(row, dict):
         raise InputError(f'{place}: must be an object such as {{"problem": "..."}}, is {type(row).__name__}')
-    column = found.names.get("problem", "problem")
+    column, messages, reference = found.names.get("problem", "problem"), None, None
     text = value_of(row, column)
+    if isinstance(text, list) or (column == "messages" and text is not None):
+        messages, reference = parse_conversation(place, column, text)
+        text = messages[-1][1]
     if not isinstance(text, str) or not text.strip():
         hint = f"; the columns are {sorted(row)}; {found.mend}" if column not in row else ""
         raise InputError(f"{place}: {column!r} must be a text that is not empty{hint}")
     names = ("answer", "solution", *(["teacher"] if routed else []))
     texts = {name: _text(value_of(row, found.names.get(name))) for name in names}
     identity = _text(value_of(row, found.names.get("id")))
-    return Problem(default_id if identity is None else identity, text, **texts)
+    texts |= {"solution": reference if texts["solution"] is None else texts["solution"]}
+    return Problem(default_id if identity is None else identity, text, messages=messages, **texts)
 
 
 def _text(value: Any) -> str | None:
+    """A cell as text: of a single message its content, of another list or object its JSON."""
+    if isinstance(value, list) and len(value) == 1 and is_message(value[0]):
+        return value[0]["content"]
+    if isinstance(value, (list, dict)):
+        return json.dumps(value, default=str)
     return None if value is None else str(value)
 
 

@@ -36,6 +36,7 @@ from .offload import Parked, ParkedEngine, ParkedScorer, moves, park, park_state
 from .policies import load_policies, scorers_of
 from .problems import problems_of, prompts_of
 from .rollouts import Engines
+from .routing import views_of
 from .run import Run
 from .scoring import check_scorers
 from .teachers import cached, connected, contexts_of, models_of, routed, teachers_tokenizers
@@ -49,19 +50,18 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     tokenizer = load.load_tokenizer(config.student, "student")
     theirs = teachers_tokenizers(config)
     shared = check_engines(config, shared_vocabulary(tokenizer, theirs))
-    problems = problems_of(config)
-    last = world.share(checkpoint.all_checkpoints(out / "checkpoints")[-1:])[0]
-    model = last[0] / "model" if last else None
-    policy, targets, served, fingerprints = loaded_policies(config, model, tokenizer, device, world, shared)
+    data = problems_of(config)
+    views = views_of(config, tokenizer, theirs)
+    last = next(iter(world.share(checkpoint.all_checkpoints(out / "checkpoints")[-1:])[0]), None)
+    policy, targets, served, fingerprints = loaded_policies(config, last, tokenizer, device, world, shared)
     parked = park(config, policy, targets) if world.size == 1 else {}
     scorers = scorers_for(config, policy, targets, served, parked, fingerprints, world)
-    teachers = models_of(config, theirs, targets)
-    stop_ids = load.choose_stop_ids((policy.model, tokenizer), teachers, config.rollout.stop_ids)
-    contexts = contexts_of(config, targets, served)
-    prompts = prompts_of(problems, config, tokenizer, theirs, load.context_length(policy.model), contexts)
+    ends = models_of(config, theirs, targets)
+    stop_ids = load.choose_stop_ids((policy.model, tokenizer), ends, config.rollout.stop_ids)
+    prompts = prompts_of(data, config, views, load.context_length(policy.model), contexts_of(config, targets, served))
     learner = learner_of(config, policy, targets, parked, world)
     copies = copies_of(config, policy, targets)
-    position, pending = _begun(config, last[0] if last else None, learner, copies)
+    position, pending = _begun(config, last, learner, copies)
     student = student_engine(config, policy, targets.get("teacher"), out, prompts.training, world)
     student.load(policy, learner.version)
     engines = engines_of(config, student, targets.get("teacher"), tokenizer, stop_ids, world)
@@ -76,6 +76,7 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         engines=parked_engines(config, engines, parked.get("teacher")),
         learner=learner,
         problems=prompts,
+        views=views,
         newline_ids=newline_ids(tokenizer, policy.vocabulary_size if reads_newlines(config) else 0),
         grader=verifier_of(config.prompts.verify),
         position=position,
@@ -90,16 +91,16 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
 
 def loaded_policies(
     config: TrainConfig,
-    model: Path | None,
+    last: Path | None,
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
     world: World,
     shared: SharedVocabulary | None,
 ) -> tuple[Policy, dict[str, Policy], dict[str, ServedScorer], dict[str, str]]:
     """The student and its targets, sharded over the ranks; the teachers on servers; and what all of them are
-    (`Run.fingerprints`). model: a checkpoint's."""
+    (`Run.fingerprints`). last: the checkpoint that the student goes on from."""
     loaded_on = device if world.size == 1 else torch.device("cpu")  # the shards alone go to the device
-    policy, targets = load_policies(config, model, loaded_on, shared.size if shared else None)
+    policy, targets = load_policies(config, last and last / "model", loaded_on, shared.size if shared else None)
     served = connected(config, policy.vocabulary_size, world)
     teachers = {role: targets[role] for role in config.local_teachers}
     fingerprints = fingerprints_of(policy, teachers, tokenizer) if world.rank == 0 else {}

@@ -19,6 +19,7 @@ from .build import build_run
 from .display import Display
 from .loop import train
 from .run import Run
+from .shown import differences, lines_of, shown_prompts
 
 Savings = Callable[[TrainConfig], Sequence[tuple[str, float]]]
 """Settings that would save GPU memory, the one that saves most first, with the bytes saved by estimate."""
@@ -70,9 +71,11 @@ def run(
 
 def _announce(made: Run, console: Console) -> None:
     """What is to be known before the first step."""
+    how = made.config, made.prompts, made.views
     begun = made.position.step or made.position.update
     lines = [f"resuming {made.out} at {made.position.name}"] if begun else []
     lines += made.problems.said
+    lines += [] if begun else lines_of(shown_prompts(*how), differences(*how))
     lines += [made.shared.describe()] if made.shared is not None else []
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -121,6 +124,7 @@ def _write_head(made: Run, problems: str) -> None:
         "problems_sha256": problems,
         "problems_said": made.problems.said,
         "ranks": made.world.size,
+        "prompts_shown": shown_prompts(made.config, made.prompts, made.views),
         **{f"{role}_sha256": value for role, value in made.fingerprints.items()},
         **({"served_teachers": folder.shown_served(made.served)} if made.served else {}),
         **({"peft": metadata.version("peft")} if made.policy.adapters is not None else {}),
