@@ -232,7 +232,7 @@ SAMPLED = {"samples": 3, "max_new_tokens": 40}
 @pytest.mark.parametrize(
     ("changes", "field", "why"),
     [
-        (NEEDS_VERDICTS, "answer", "a weight reads the verifier's verdict"),
+        (NEEDS_VERDICTS, "answer", "a weight or objective.reward reads the verifier's verdict"),
         (NEEDS_SOLUTIONS, "solution", "reference solutions are learned from"),
         ({"rollout": SAMPLED | {"on_policy": 0.5}}, "solution", "rollout.on_policy"),
     ],

@@ -69,7 +69,7 @@ class TermSettings(Settings):
     @property
     def reads(self) -> set[str]:
         """Names of what objective and weights read."""
-        wanted = self.reads_of_weights
+        wanted = self.reads_of_weights | self.objective.reads_batch
         if self.objective.needs.get("behaviour", Needs()).logp:
             wanted |= {"logp", "behaviour_logp"}
         return wanted

@@ -43,23 +43,46 @@ def sampled_token_loss(
     logp, logp_behaviour, logp_teacher: float [N], in nats, all at the sampling temperature; gradient flows through
     `logp` only. Returns [N]. Raises ValueError naming the argument.
     """
-    r, gain = _ratio_and_gain(logp, logp_behaviour, logp_teacher, advantage, clip, dual_clip, ratio)
-    return _policy_gradient(r, gain, clip, dual_clip)
+    gain = log_ratio(logp, logp_behaviour, logp_teacher, advantage)
+    return policy_gradient_loss(logp, logp_behaviour, gain, clip, dual_clip, ratio)
+
+
+def policy_gradient_loss(
+    logp: Tensor,
+    logp_behaviour: Tensor,
+    gain: Tensor,
+    clip: float | None = 0.2,
+    dual_clip: float | None = 3.0,
+    ratio: Ratio = "behaviour",
+) -> Tensor:
+    """The loss of `sampled_token_loss` for any advantage A_t: `gain`, float [N], which carries no gradient. Returns
+    [N]. Raises ValueError naming the argument."""
+    r = _ratio(logp, logp_behaviour, gain, clip, dual_clip, ratio)
+    return _policy_gradient(r, widen(gain.detach()), clip, dual_clip)
 
 
 @torch.no_grad()
 def clipped_tokens(
     logp: Tensor,
     logp_behaviour: Tensor,
-    logp_teacher: Tensor,
-    advantage: Advantage = "frozen",
+    gain: Tensor,
     clip: float | None = 0.2,
     dual_clip: float | None = 3.0,
     ratio: Ratio = "behaviour",
 ) -> Tensor:
-    """Where a bound (clip or dual clip) sets the gradient of `sampled_token_loss` to zero: bool [N]. Same arguments."""
-    r, gain = _ratio_and_gain(logp, logp_behaviour, logp_teacher, advantage, clip, dual_clip, ratio)
+    """Where a bound (clip or dual clip) sets the gradient of `policy_gradient_loss` to zero: bool [N]. Same
+    arguments."""
+    r, gain = _ratio(logp, logp_behaviour, gain, clip, dual_clip, ratio), widen(gain)
     return _policy_gradient(r, gain, clip, dual_clip) != _policy_gradient(r, gain, None, None)
+
+
+def log_ratio(logp: Tensor, logp_behaviour: Tensor, logp_teacher: Tensor, advantage: Advantage = "frozen") -> Tensor:
+    """log q(y_t) - log p_A(y_t), float [N], in nats, without gradient: see `sampled_token_loss`. Raises ValueError
+    naming the argument."""
+    check.same_length(logp=logp, logp_behaviour=logp_behaviour, logp_teacher=logp_teacher)
+    if advantage not in get_args(Advantage):
+        raise ValueError(f"advantage must be frozen or recomputed, not {advantage!r}")
+    return widen(logp_teacher.detach()) - widen((logp_behaviour if advantage == "frozen" else logp).detach())
 
 
 def candidate_loss(
@@ -160,25 +183,16 @@ def check_kind(kind: str, beta: float) -> None:
         raise ValueError(f"beta must be above 0 and below 1, not {beta}; at the ends use kind forward_kl or reverse_kl")
 
 
-def _ratio_and_gain(
-    logp: Tensor,
-    logp_behaviour: Tensor,
-    logp_teacher: Tensor,
-    advantage: Advantage,
-    clip: float | None,
-    dual_clip: float | None,
-    ratio: Ratio,
-) -> tuple[Tensor, Tensor]:
-    """r_t with gradient and A_t without gradient, both [N]."""
-    check.same_length(logp=logp, logp_behaviour=logp_behaviour, logp_teacher=logp_teacher)
+def _ratio(
+    logp: Tensor, logp_behaviour: Tensor, gain: Tensor, clip: float | None, dual_clip: float | None, ratio: Ratio
+) -> Tensor:
+    """r_t with gradient, [N]; the arguments of `policy_gradient_loss`, checked."""
+    check.same_length(logp=logp, logp_behaviour=logp_behaviour, gain=gain)
     _check_clips(clip, dual_clip)
-    if advantage not in get_args(Advantage):
-        raise ValueError(f"advantage must be frozen or recomputed, not {advantage!r}")
     if ratio not in get_args(Ratio):
         raise ValueError(f"ratio must be behaviour or current, not {ratio!r}")
-    logp, behaviour, teacher = widen(logp), widen(logp_behaviour.detach()), widen(logp_teacher.detach())
-    gain = teacher - (behaviour if advantage == "frozen" else logp.detach())
-    return _bounded_ratio(logp, behaviour if ratio == "behaviour" else logp), gain
+    logp = widen(logp)
+    return _bounded_ratio(logp, widen(logp_behaviour.detach()) if ratio == "behaviour" else logp)
 
 
 def _bounded_ratio(logp: Tensor, base: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ READABLE = {
     "teacher_at_student": "[N, K] log q of the student's most probable tokens",
     "correct": "[N] 1 where the verifier accepts the token's response, else 0",
     "group": "[N] the prompt of the token's response, as a number",
+    "group_mean": "[N] mean of `correct` over the responses that the student wrote to the prompt",
+    "group_std": "[N] their standard deviation, with n - 1; 0 for one response",
 }
 """The streams that a signal may read, besides rows, place and age."""
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..method.scores import Needs, Scored
+from ..method.signals import Streams
 from ..settings import Settings
 
 
@@ -63,6 +64,21 @@ class Objective(Settings):
     def needs_own_samples(self) -> bool:
         """Whether the student must have written the responses itself, as a policy gradient requires."""
         return False
+
+    @property
+    def reads_batch(self) -> set[str]:
+        """Streams of a whole rollout batch (`method.signals.READABLE`) that `ahead` reads."""
+        return set()
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether `loss` reads `scores.ahead[self]`."""
+        return False
+
+    def ahead(self, streams: Streams) -> Tensor:
+        """float [N], of any precision: for every token of a rollout batch, what its loss depends on of other tokens. It
+        is found once for the batch, so that neither minibatches nor micro-batches change it."""
+        raise NotImplementedError
 
     @property
     def support_size(self) -> int:

@@ -43,9 +43,12 @@ def encoded(
     teacher_contexts: Mapping[str, int | None],
 ) -> list[Prompt]:
     """The problems as token ids, each as its teacher is to see it. context, teacher_contexts: positions that the
-    student and each teacher were made for. Raises InputError for a prompt that leaves its response no room."""
+    student and each teacher were made for. Without a teacher, its prompts are the student's. Raises InputError for a
+    prompt that leaves its response no room."""
     prompts: dict[str, Prompt] = {}
     student = student_view(tokenizer, config.prompts)
+    if not config.teacher_roles:
+        return encode_prompts(problems, student, config.prompts, config.rollout.max_new_tokens, context)
     for number, (role, teacher) in enumerate(config.teacher_roles.items()):
         own = [p for p in problems if not config.teachers or f"teachers.{p.teacher}" == role]
         view = teacher_view(student, teacher, role, teachers_tokenizers[role])
