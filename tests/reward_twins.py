@@ -3,7 +3,21 @@
 import math
 from statistics import fmean, stdev
 
-from twin_batch import Answer, Batch, Twin, gain_loss, score_loss, weighted
+from torch import Tensor
+from twin_batch import (
+    Answer,
+    Batch,
+    Twin,
+    Weights,
+    entropy,
+    flat,
+    gain_loss,
+    per_token,
+    policy_gradient,
+    score_loss,
+    top,
+    weighted,
+)
 
 
 def ratio(a: Answer, t: int, who: str = "o") -> float:
@@ -65,3 +79,72 @@ def gamma_opd(s: dict[str, Batch], discount=0.99) -> Twin:
 
 def semi_opd(s: dict[str, Batch]) -> Twin:
     return {"main": weighted(s["student"], score_loss(lambda a, t: ratio(a, t, "p")))}, {}
+
+
+def keep(scores: Weights, share: float) -> Weights:
+    """1 for the highest share of all scores, rounded up; the earlier of equal ones."""
+    every = flat(scores)
+    kept = set(sorted(range(len(every)), key=lambda i: -every[i])[: math.ceil(share * len(every) - 1e-9)])
+    places = iter(range(len(every)))
+    return [[float(next(places) in kept) for _ in group] for group in scores]
+
+
+def opsa(s: dict[str, Batch], share=0.2, constant: float | None = None) -> Twin:
+    b = s["student"]
+    unsure = [entropy(row) for a in b.rollout() for row in a.o]
+    low, high = min(unsure), max(unsure)
+
+    def gain(a: Answer, t: int) -> float:
+        return -0.5 - (entropy(a.o[t]) - low) / (2 * (high - low)) if constant is None else constant
+
+    weights = keep(per_token(b, lambda a, t: -a.at("o")[t]), share)
+    return {"main": weighted(b, gain_loss(gain), weights, kept=True)}, {"main": weights}
+
+
+def dial(s: dict[str, Batch], share=0.4, beta=0.5, at_random=False) -> Twin:
+    """Inside each response. At random: the n-th token has the choice of the token with the n-th smallest draw."""
+    b, weights = s["student"], []
+    for a in b.answers:
+        scores = []
+        for q, o in zip(a.at("q"), a.at("o")):
+            mean = (math.exp(q) - math.exp(o)) / (q - o)
+            scores.append(mean**beta * abs(q - o))
+        weights += keep([scores], share)
+    if at_random:
+        draws = b.draws("control", "kept")
+        orders = [sorted(range(len(u)), key=lambda i, u=u: u[i]) for u in draws]
+        weights = [[group[i] for i in order] for group, order in zip(weights, orders)]
+    return {"main": weighted(b, policy_gradient, weights, kept=True)}, {"main": weights}
+
+
+def ier(s: dict[str, Batch], share=0.01, k=8) -> Twin:
+    """Squared mean over variance of a sampled token's gradient, in the metric of its own Fisher matrix."""
+    b = s["student"]
+
+    def score(a: Answer, t: int) -> float:
+        support = list(dict.fromkeys([*top(a.o[t], k), a.y[t]]))
+        mass = [math.exp(a.o[t, v].item()) for v in support]
+        o = [m / math.fsum(mass) for m in mass]
+        rho = [(a.o[t, v] - a.q[t, v]).item() for v in support]
+        length = [1 / x - 1 for x in o]
+        baseline = math.fsum(x * n * r for x, n, r in zip(o, length, rho)) / math.fsum(x * n for x, n in zip(o, length))
+        mean = math.fsum(x * r for x, r in zip(o, rho))
+        signal = math.fsum(x * (r - mean) ** 2 for x, r in zip(o, rho))
+        return signal / (math.fsum(x * n * (r - baseline) ** 2 for x, n, r in zip(o, length, rho)) - signal)
+
+    weights = keep(per_token(b, score), share)
+    return {"main": weighted(b, policy_gradient, weights, kept=True)}, {"main": weights}
+
+
+def res_opd(s: dict[str, Batch], k=8) -> Twin:
+    def loss(a: Answer, t: int) -> Tensor:
+        support, y = top(a.q[t], k), a.y[t]
+        p, q = a.p[t].exp(), a.q[t].exp()
+        tail_p, tail_q = 1 - p[support].sum(), 1 - q[support].sum()
+        total = (p[support] * (a.p[t] - a.q[t])[support]).sum() + tail_p * (tail_p / tail_q).log()
+        if y not in support:
+            inside = ((p[y] / tail_p) / (q[y] / tail_q)).log().item()
+            total = total + p[y] / a.o[t, y].exp() * inside
+        return total
+
+    return {"main": weighted(s["student"], loss)}, {}

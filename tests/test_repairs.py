@@ -121,6 +121,12 @@ CASES = {
     "controls/age_only": Case(control_twins.age_only, age=3),
     "controls/opsm": Case(partial(twin.opsm, loss=LSM8), weights="mask"),
     "controls/truncated_is": Case(control_twins.lsm_truncated_is, weights="vary"),
+    "controls/opsa": Case(reward_twins.opsa, weights="mask"),
+    "controls/opsa_constant": Case(partial(reward_twins.opsa, constant=-0.5), weights="mask"),
+    "controls/dial_random": Case(partial(reward_twins.dial, at_random=True), weights="mask"),
+    "repairs/dial_opd": Case(reward_twins.dial, weights="mask"),
+    "repairs/ier_opd": Case(partial(reward_twins.ier, share=0.1, k=8), "weights.clear.map.share=0.1", "mask"),
+    "repairs/res_opd": Case(partial(reward_twins.res_opd, k=6), "objective.k=6"),
     "ours/recomputed_block64": Case(
         partial(control_twins.gated, loss=lambda a, t: twin_batch.policy_gradient(a, t, "recomputed")), GATE, "vary"
     ),
@@ -153,6 +159,9 @@ SPLIT = [
     "repairs/opsm",
     "repairs/grpo",
     "repairs/gamma_opd",
+    "repairs/dial_opd",
+    "repairs/res_opd",
+    "controls/opsa",
     "ours/opd_reward",
     "controls/inverse",
     "controls/shuffle_within",
@@ -187,6 +196,8 @@ NUMBERS = {
     "repairs/truncated_is": {"weights.importance.map.high": 2.0},
     "repairs/grpo": {"objective.reward.scale": "std", "objective.teacher_coef": 0.0, "teacher": None},
     "repairs/clipped_reward": {"objective.shape.low": -5.0, "objective.shape.high": 5.0},
+    "repairs/ier_opd": {"weights.clear.map.share": 0.01},
+    "repairs/res_opd": {"objective.mass": "residual", "rollout.top_p": 1.0},
     "repairs/semi_opd": {"rollout.reuse": "run", "objective.ratio": "current"},
     "ours/lsm_block64_8_passes": {"passes": 8, "gate.size": 64, "gate.tau": 1.0},
 } | {f"controls/{name}": {"gate.size": 64, "gate.tau": 1.0} for name in ("constant", "resample", "inverse", "token")}

@@ -136,7 +136,8 @@ class TrainConfig(Settings):
                 setting = "objective" if name == "main" else f"terms.{name}.objective"
                 raise ValueError(
                     f"rollout.on_policy = {self.rollout.on_policy} with {setting}.kind = {term.objective.kind}: a "
-                    f"policy gradient needs the student's own samples; set on_policy=1, or use divergence, lsm or nll"
+                    f"policy gradient, or mass = residual, needs the student's own samples; set on_policy=1, or use "
+                    f"divergence, lsm or nll"
                 )
         return self
 

@@ -80,8 +80,8 @@ class TermSettings(Settings):
             return self
         if not self.off_policy:
             raise ValueError(
-                f"objective.kind = {self.objective.kind} on responses = {self.responses}: a policy gradient needs the "
-                f"student's own samples; use divergence or nll"
+                f"objective.kind = {self.objective.kind} on responses = {self.responses}: a policy gradient, or mass = "
+                f"residual, needs the student's own samples; use divergence or nll"
             )
         refused = self.reads & {"logp", "behaviour_logp", "correct"}
         if refused:

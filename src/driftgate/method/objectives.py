@@ -107,7 +107,7 @@ def candidate_loss(
     present = torch.ones_like(logp, dtype=torch.bool) if present is None else present
     weight = widen(logp.detach()).masked_fill(~present, -math.inf).softmax(-1).masked_fill(~present, 0.0)
     logp, behaviour, teacher = (widen(x).masked_fill(~present, 0.0) for x in (logp, logp_behaviour, logp_teacher))
-    loss = _policy_gradient(_bounded_ratio(logp, behaviour), (teacher - logp).detach(), clip, dual_clip)
+    loss = _policy_gradient(bounded_ratio(logp, behaviour), (teacher - logp).detach(), clip, dual_clip)
     return (weight * loss).sum(-1)
 
 
@@ -156,8 +156,18 @@ def support_divergence(
         return _renormalised(log_p, log_q, kind, beta, present)
     log_p, log_q = _present(log_p, present), _present(log_q.detach(), present)
     if mass == "tail":
-        log_p, log_q = _with_tail(log_p), _with_tail(log_q)
+        log_p, log_q = (torch.cat([x, tail_mass(x)[:, None]], dim=-1) for x in (log_p, log_q))
     return divergence(log_p, log_q, kind, beta)
+
+
+def tail_mass(log_mass: Tensor, present: Tensor | None = None) -> Tensor:
+    """log(1 - sum of the masses), where 1 - sum counts as at least the dtype's eps: float [N].
+
+    log_mass: float [N, K]; present: bool [N, K], False for a slot without a token.
+    """
+    inside = _present(log_mass, present).logsumexp(-1).clamp(max=-torch.finfo(widen(log_mass).dtype).eps)
+    # Each of the two forms is exact where it is used. The clamp keeps the gradient of the other form finite too.
+    return torch.where(inside > -math.log(2), (-inside.expm1()).log(), (-inside.exp()).log1p())
 
 
 def topk_reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -192,10 +202,11 @@ def _ratio(
     if ratio not in get_args(Ratio):
         raise ValueError(f"ratio must be behaviour or current, not {ratio!r}")
     logp = widen(logp)
-    return _bounded_ratio(logp, widen(logp_behaviour.detach()) if ratio == "behaviour" else logp)
+    return bounded_ratio(logp, widen(logp_behaviour.detach()) if ratio == "behaviour" else logp)
 
 
-def _bounded_ratio(logp: Tensor, base: Tensor) -> Tensor:
+def bounded_ratio(logp: Tensor, base: Tensor) -> Tensor:
+    """p / base, at most exp(LARGEST_LOG_RATIO), from log-probabilities of any one shape; gradient through `logp`."""
     return torch.exp((logp - base.detach()).clamp(max=LARGEST_LOG_RATIO))
 
 
@@ -231,14 +242,6 @@ def _renormalised(log_p: Tensor, log_q: Tensor, kind: Kind, beta: float, present
     few = present.sum(-1) < 2
     log_p, log_q = (_present(x, present).masked_fill(few[:, None], 0.0).log_softmax(-1) for x in (log_p, log_q))
     return divergence(log_p, log_q, kind, beta).masked_fill(few, 0.0)
-
-
-def _with_tail(log_mass: Tensor) -> Tensor:
-    """[N, K + 1]: the log-masses and log(1 - their sum), where 1 - sum counts as at least the dtype's eps."""
-    inside = log_mass.logsumexp(-1, keepdim=True).clamp(max=-torch.finfo(log_mass.dtype).eps)
-    # Each of the two forms is exact where it is used. The clamp keeps the gradient of the other form finite too.
-    tail = torch.where(inside > -math.log(2), (-inside.expm1()).log(), (-inside.exp()).log1p())
-    return torch.cat([log_mass, tail], dim=-1)
 
 
 def _present(log_mass: Tensor, present: Tensor | None) -> Tensor:

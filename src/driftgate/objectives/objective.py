@@ -35,6 +35,8 @@ class Outputs:
     supports: "dict[Objective, Tensor]" = field(default_factory=dict)
     """float [N, K]: log-probabilities of the tokens of an objective's support. They are logits if the
     objective's `reads_vocabulary` is False."""
+    ids: Tensor | None = None
+    """int64 [N]: the sampled tokens y_t; None where the gradient is found from their log-probabilities alone."""
 
 
 class Objective(Settings):
