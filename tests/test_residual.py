@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from objective_case import QUICK, SEEDS, leaf, logprobs, normal, slots
 
+from driftgate.method.logits import Head
 from driftgate.method.objectives import divergence, support_divergence, tail_mass
 from driftgate.method.residual import tail_residual
 from driftgate.method.scores import Scored, TokenScores
@@ -24,7 +25,9 @@ def mean_over_samples(logits, behaviour, teacher):
         sampled = torch.full((len(logits),), token)
         given_ = {"top_ids": ids, "top_logp": teacher.gather(1, ids), "logp": teacher[:, token]}
         scores = Scored(behaviour=TokenScores(logp=behaviour[:, token]), teacher=TokenScores(**given_))
-        outputs = Outputs(logits, logits, log_p[:, token], 1.0, supports={OBJECTIVE: log_p.gather(1, ids)}, ids=sampled)
+        outputs = Outputs(
+            logits, Head(logits), log_p[:, token], 1.0, supports={OBJECTIVE: log_p.gather(1, ids)}, ids=sampled
+        )
         losses.append(behaviour[:, token].exp() * OBJECTIVE.loss(outputs, scores))
     return sum(losses)
 

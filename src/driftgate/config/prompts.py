@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, PositiveInt
 from ..settings import Settings
 from .verify import MathSettings, VerifySettings
 
-COLUMNS = ("id", "problem", "answer", "solution", "teacher")
+COLUMNS = ("id", "problem", "answer", "solution", "messages", "teacher")
 """What is read of a row."""
 
 
@@ -36,8 +36,9 @@ Template = Annotated[str, AfterValidator(shows_problem)]
 
 class PromptSettings(Settings):
     path: str
-    """A JSONL file with `problem` (and optionally `id`, `answer`, `solution`) on each line; `sandbox` for the embedded
-    tasks; `hub:NAME[/CONFIG][@SPLIT]` for a data set on the Hugging Face hub (extra `datasets`)."""
+    """A JSONL file with `problem` (and optionally `id`, `answer`, `solution`) on each line, or a conversation as
+    `messages`; `sandbox` for the embedded tasks; `hub:NAME[/CONFIG][@SPLIT]` for a data set on the Hugging Face hub
+    (extra `datasets`)."""
     columns: Annotated[dict[str, str], AfterValidator(_known_columns)] = Field(default={})
     """Renames columns, ours to theirs: {problem: question}. With several teachers `teacher` is the column that names a
     problem's teacher: {teacher: domain}."""

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -110,14 +111,16 @@ def content_sha256(problems: Sequence[Problem]) -> str:
 def problem_sha256(problem: Problem) -> str:
     r"""SHA-256 of "problem\nanswer" in UTF-8. Both are in Unicode NFC, with every run of white space as one space.
 
-    An integer answer counts as its digits: "+073", "73.0" and "73" are the same, as are "1,319" and "1319".
+    An integer answer counts as its digits: "+073", "73.0" and "73" are the same, as are "1,319" and "1319". A
+    conversation counts with all of its turns.
     """
     answer = _one_line(problem.answer or "")
     whole = _WHOLE.fullmatch(answer)
     if whole is not None:
         digits = whole[2].replace(",", "")
         answer = ("-" if whole[1] == "-" and digits != "0" else "") + digits
-    return hashlib.sha256(f"{_one_line(problem.problem)}\n{answer}".encode()).hexdigest()
+    shown = problem.problem if problem.messages is None else json.dumps(problem.messages)
+    return hashlib.sha256(f"{_one_line(shown)}\n{answer}".encode()).hexdigest()
 
 
 def _one_line(text: str) -> str:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import PromptSettings
 from ..config.prompts import COLUMNS
 from ..errors import InputError
+from .conversations import parse_conversation
 
 SANDBOX_PROBLEMS = 4_096
 """Number of embedded training problems: more than any shipped recipe uses."""
@@ -24,6 +25,9 @@ class Problem:
     solution: str | None = None
     teacher: str | None = None
     """Name of its teacher, where a run has several."""
+    messages: tuple[tuple[str, str], ...] | None = None
+    """(role, content) of a conversation that the student is to go on with; None for a single text. `problem` is then
+    the last user's message."""
 
 
 def load_problems(settings: PromptSettings, routed: bool = False) -> list[Problem]:
@@ -71,6 +75,11 @@ def _check_columns(rows: Sequence[tuple[str, Any]], columns: dict[str, str]) -> 
 def _parse_problem(where: str, row: Any, names: dict[str, str], default_id: str) -> Problem:
     if not isinstance(row, dict):
         raise InputError(f'{where}: must be an object such as {{"problem": "..."}}, is {type(row).__name__}')
+    turns = row.get(names["messages"]) if row.get(names["problem"]) is None else None
+    if turns is not None:
+        messages, reference = parse_conversation(where, names["messages"], turns)
+        filled = {names["problem"]: messages[-1][1], names["solution"]: row.get(names["solution"], reference)}
+        return replace(_parse_problem(where, row | filled, names, default_id), messages=messages)
     text = row.get(names["problem"])
     if not isinstance(text, str) or not text.strip():
         hint = f"; the columns are {sorted(row)}; rename with prompts.columns" if text is None else ""

@@ -13,6 +13,7 @@ from ..data.problems import Problem, load_problems
 from ..data.prompts import Prompt
 from ..data.rollout import Rollout
 from ..errors import InputError
+from ..method.logits import Head
 from ..models import load
 from ..models.identity import fingerprint
 from ..models.policy import Policy
@@ -36,7 +37,7 @@ from .learner import Learner
 from .offload import Parked, ParkedEngine, ParkedScorer, moves, park, park_state
 from .policies import load_policies, scorers_of
 from .rollouts import Engines
-from .routing import check_routes, encoded
+from .routing import check_routes, encoded, views_of
 from .run import Run
 from .scoring import check_scorers
 from .teachers import cached, connected, contexts_of, models_of, routed, teachers_tokenizers
@@ -51,18 +52,17 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     theirs = teachers_tokenizers(config)
     shared = check_engines(config, shared_vocabulary(tokenizer, theirs))
     problems = problems_of(config)
-    last = world.share(checkpoint.all_checkpoints(out / "checkpoints")[-1:])[0]
-    model = last[0] / "model" if last else None
-    policy, targets, served, fingerprints = loaded_policies(config, model, tokenizer, device, world, shared)
+    views = views_of(config, tokenizer, theirs)
+    last = next(iter(world.share(checkpoint.all_checkpoints(out / "checkpoints")[-1:])[0]), None)
+    policy, targets, served, fingerprints = loaded_policies(config, last, tokenizer, device, world, shared)
     parked = park(config, policy, targets) if world.size == 1 else {}
     scorers = scorers_for(config, policy, targets, served, parked, fingerprints, world)
-    teachers = models_of(config, theirs, targets)
-    stop_ids = load.choose_stop_ids((policy.model, tokenizer), teachers, config.rollout.stop_ids)
-    contexts = contexts_of(config, targets, served)
-    prompts = encoded(problems, config, tokenizer, theirs, load.context_length(policy.model), contexts)
+    ends = models_of(config, theirs, targets)
+    stop_ids = load.choose_stop_ids((policy.model, tokenizer), ends, config.rollout.stop_ids)
+    prompts = encoded(problems, config, views, load.context_length(policy.model), contexts_of(config, targets, served))
     learner = learner_of(config, policy, targets, parked, world)
     copies = copies_of(config, policy, targets)
-    position, pending = _begun(config, last[0] if last else None, learner, copies)
+    position, pending = _begun(config, last, learner, copies)
     student = student_engine(config, policy, targets.get("teacher"), out, prompts, world)
     student.load(policy, learner.version)
     engines = engines_of(config, student, targets.get("teacher"), tokenizer, stop_ids, world)
@@ -77,6 +77,7 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         engines=parked_engines(config, engines, parked.get("teacher")),
         learner=learner,
         prompts=prompts,
+        views=views,
         newline_ids=newline_ids(tokenizer, policy.vocabulary_size if reads_newlines(config) else 0),
         grader=verifier_of(config.prompts.verify),
         position=position,
@@ -101,16 +102,16 @@ def problems_of(config: TrainConfig) -> list[Problem]:
 
 def loaded_policies(
     config: TrainConfig,
-    model: Path | None,
+    last: Path | None,
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
     world: World,
     shared: SharedVocabulary | None,
 ) -> tuple[Policy, dict[str, Policy], dict[str, ServedScorer], dict[str, str]]:
     """The student and its targets, sharded over the ranks; the teachers on servers; and what all of them are
-    (`Run.fingerprints`). model: a checkpoint's."""
+    (`Run.fingerprints`). last: the checkpoint that the student goes on from."""
     loaded_on = device if world.size == 1 else torch.device("cpu")  # the shards alone go to the device
-    policy, targets = load_policies(config, model, loaded_on, shared.size if shared else None)
+    policy, targets = load_policies(config, last and last / "model", loaded_on, shared.size if shared else None)
     served = connected(config, policy.vocabulary_size, world)
     teachers = {role: targets[role] for role in config.local_teachers}
     fingerprints = fingerprints_of(policy, teachers, tokenizer) if world.rank == 0 else {}
@@ -151,7 +152,7 @@ def learner_of(
     config: TrainConfig, policy: Policy, targets: Mapping[str, Policy], parked: Mapping[str, Parked], world: World
 ) -> Learner:
     """parked: those of the targets that wait in the computer's memory."""
-    heads: dict[str, Callable[[], Tensor]] = {name: lambda each=each: each.head for name, each in targets.items()}
+    heads: dict[str, Callable[[], Head]] = {name: lambda each=each: each.head for name, each in targets.items()}
     heads |= {name: model.head for name, model in parked.items()}
     return Learner(config, policy, config.steps * config.passes * config.updates_per_step, heads, world)
 

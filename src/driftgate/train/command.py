@@ -18,6 +18,7 @@ from .build import build_run
 from .display import Display
 from .loop import train
 from .run import Run
+from .shown import differences, lines_of, shown_prompts
 
 Savings = Callable[[TrainConfig], Sequence[tuple[str, float]]]
 """Settings that would save GPU memory, the one that saves most first, with the bytes saved by estimate."""
@@ -55,10 +56,7 @@ def run(
         if first:
             _write_head(made, problems)
         console = console if first else Console(quiet=True)
-        if made.position.step or made.position.update:
-            console.print(f"resuming {out} at {made.position.name}", highlight=False)
-        if made.shared is not None:
-            console.print(made.shared.describe(), highlight=False)
+        _announce(made, console)
         with (
             closing(made.engines),
             made.grader,
@@ -68,6 +66,18 @@ def run(
             _train(made, console, savings)
     if first:
         console.print(f"{made.config.steps} steps done; model in {folder.final_model(out)}", highlight=False)
+
+
+def _announce(made: Run, console: Console) -> None:
+    """What is to be known before the first step."""
+    how = made.config, made.prompts, made.views
+    begun = made.position.step or made.position.update
+    if begun:
+        lines = [f"resuming {made.out} at {made.position.name}"]
+    else:
+        lines = lines_of(shown_prompts(*how), differences(*how), taught=bool(made.config.teacher_roles))
+    for line in [*lines, *([made.shared.describe()] if made.shared is not None else [])]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _train(made: Run, console: Console, savings: Savings | None) -> None:
@@ -111,6 +121,7 @@ def _write_head(made: Run, problems: str) -> None:
         "began_at": made.position.name,
         "problems_sha256": problems,
         "ranks": made.world.size,
+        "prompts_shown": shown_prompts(made.config, made.prompts, made.views),
         **{f"{role}_sha256": value for role, value in made.fingerprints.items()},
         **({"served_teachers": folder.shown_served(made.served)} if made.served else {}),
         **({"peft": metadata.version("peft")} if made.policy.adapters is not None else {}),

@@ -10,7 +10,7 @@ from ..config import TrainConfig
 from ..data.experience import Experience
 from ..data.problems import Problem
 from ..data.prompts import Prompt, encode_prompts
-from ..data.templates import student_view, teacher_view
+from ..data.templates import View, student_view, teacher_view
 from ..errors import InputError
 
 
@@ -34,26 +34,33 @@ def check_routes(problems: Sequence[Problem], config: TrainConfig) -> None:
         )
 
 
+def views_of(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, theirs: Mapping[str, PreTrainedTokenizerBase]
+) -> dict[str, View]:
+    """What each role is shown: "student", and the teachers by role. theirs: the teachers' tokenizers. Raises InputError
+    for a chat template that cannot be used."""
+    student = student_view(tokenizer, config.prompts)
+    teachers = config.teacher_roles.items()
+    return {"student": student} | {role: teacher_view(student, each, role, theirs[role]) for role, each in teachers}
+
+
 def encoded(
     problems: Sequence[Problem],
     config: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    teachers_tokenizers: Mapping[str, PreTrainedTokenizerBase],
+    views: Mapping[str, View],
     context: int | None,
     teacher_contexts: Mapping[str, int | None],
 ) -> list[Prompt]:
-    """The problems as token ids, each as its teacher is to see it. context, teacher_contexts: positions that the
-    student and each teacher were made for. Without a teacher, its prompts are the student's. Raises InputError for a
-    prompt that leaves its response no room."""
-    prompts: dict[str, Prompt] = {}
-    student = student_view(tokenizer, config.prompts)
+    """The problems as token ids, each as its teacher is to see it. views: by role. context, teacher_contexts: positions
+    that the student and each teacher were made for. Without a teacher, its prompts are the student's. Raises InputError
+    for a prompt that leaves its response no room."""
     if not config.teacher_roles:
-        return encode_prompts(problems, student, config.prompts, config.rollout.max_new_tokens, context)
-    for number, (role, teacher) in enumerate(config.teacher_roles.items()):
+        return encode_prompts(problems, views["student"], config.prompts, config.rollout.max_new_tokens, context)
+    prompts: dict[str, Prompt] = {}
+    for number, role in enumerate(config.teacher_roles):
         own = [p for p in problems if not config.teachers or f"teachers.{p.teacher}" == role]
-        view = teacher_view(student, teacher, role, teachers_tokenizers[role])
-        how = config.prompts, config.rollout.max_new_tokens, context, view, teacher_contexts[role], role
-        for prompt in encode_prompts(own, student, *how):
+        how = config.prompts, config.rollout.max_new_tokens, context, views[role], teacher_contexts[role], role
+        for prompt in encode_prompts(own, views["student"], *how):
             prompts[prompt.problem.id] = replace(prompt, teacher=number) if config.teachers else prompt
     return [prompts[problem.id] for problem in problems]
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..config import TrainConfig
 from ..data.prompts import Prompt
 from ..data.rollout import Rollout
+from ..data.templates import View
 from ..models.policy import Policy
 from ..models.save import save_model
 from ..models.vocabularies import SharedVocabulary
@@ -52,6 +53,8 @@ class Run:
     engines: Engines
     learner: Learner
     prompts: Sequence[Prompt]
+    views: Mapping[str, View]
+    """What each role is shown: "student", and the teachers by their names in the settings."""
     newline_ids: Tensor
     """bool [V], True where a token's text contains a newline."""
     grader: Verifier
