@@ -57,7 +57,7 @@ def given(bench: Bench, new: int) -> tuple[list[Request], Tensor, Tensor]:
 
 
 def engine_decode(policy: Policy, requests: list[Request], new: int) -> list[list[Response]]:
-    stop_id = policy.head.shape[0] + BEYOND_VOCABULARY
+    stop_id = policy.vocabulary_size + BEYOND_VOCABULARY
     return HFEngine(policy).generate(requests, Sampling(new, 1.0, 1.0, (stop_id,)))
 
 

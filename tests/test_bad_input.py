@@ -233,7 +233,7 @@ def test_a_run_folder_that_is_a_file(command, tmp_path):
     assert command(out=tmp_path / "file")[0] == 2
 
 
-def test_a_head_that_is_no_plain_product_is_refused(command, pair, monkeypatch):
+def test_logits_that_the_head_does_not_make_are_refused(command, pair, monkeypatch):
     from transformers import Qwen3ForCausalLM
 
     original = Qwen3ForCausalLM.forward
@@ -246,7 +246,7 @@ def test_a_head_that_is_no_plain_product_is_refused(command, pair, monkeypatch):
     monkeypatch.setattr(Qwen3ForCausalLM, "forward", capped)
     code, said = command()
     assert code == 2
-    assert "plain head" in said
+    assert "its logits are off by up to" in said
 
 
 def test_sliding_windows_are_refused(command, tmp_path):

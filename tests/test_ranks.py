@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import make_model
 from fake_vllm import FakeVLLM
+from head_case import make_headed
 from ranks_case import trained
 
 from driftgate.launch import launch
@@ -98,9 +99,12 @@ def cases(values, pair, server, tmp_path):
     settings = values | {"steps": 1, "gate": BLOCK, "device": "cpu"}
     settings["rollout"] = settings["rollout"] | {"max_new_tokens": 24}
     cases = cases_of(settings, make_model(tmp_path / "tied", 5, tied=True))
+    heads = {"student": {"path": make_headed(tmp_path / "biased", "bias", 6)}}
+    heads["teacher"] = {"path": make_headed(tmp_path / "capped", "cap", 7, hidden=48)}
     kept = merged(cases["double sampled_token"], {"teacher": {"cache": str(tmp_path / "scores")}})
     return cases | {
         "double several_teachers": with_teachers(cases["double sampled_token"], tmp_path),
+        "double heads": merged(cases["double vocabulary"], heads),
         "double cached": kept,
         "double read": kept,  # what the case before has written
         "double served": merged(cases["double jsd_of_a_mixture"], {"teacher": {"kind": "server", "urls": [server]}}),

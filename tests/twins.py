@@ -106,6 +106,15 @@ def slow_logprobs(hidden, weight, temperature):
     return torch.log_softmax(hidden @ weight.T / temperature, dim=-1)
 
 
+def slow_head_logits(hidden, weight, bias=None, scale=1.0, cap=None):
+    """[N, V] as a model with such a head makes them."""
+    logits = hidden @ weight.T
+    if bias is not None:
+        logits = logits + bias
+    logits = logits * scale
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
 def slow_policy_gradient(logp, behaviour, teacher, advantage, clip, dual_clip, ratio):
     """Losses, with gradient, and which tokens a bound holds: case by case of the advantage's sign."""
     losses, held = [], []

@@ -29,7 +29,7 @@ def bytes_per_token(policy: Policy) -> int:
     config: Any = policy.model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    dtype = DTYPES[policy.compute] if policy.compute else policy.head.dtype
+    dtype = DTYPES[policy.compute] if policy.compute else policy.head.weight.dtype
     return 2 * config.num_hidden_layers * heads * size * dtype.itemsize
 
 

@@ -21,8 +21,9 @@ from ..data.response import Response
 from ..data.templates import student_view
 from ..errors import InputError
 from ..models import load
+from ..models.head import check_head
 from ..models.identity import fingerprint
-from ..models.policy import Policy, check_head
+from ..models.policy import Policy
 from ..rollout.engine import Request, Sampling
 from ..verify.choose import check_answers, verifier_of
 from ..verify.verifier import Verifier

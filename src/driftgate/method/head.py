@@ -1,15 +1,18 @@
 """Hidden states to log-probabilities without a [tokens x vocabulary] tensor, in the forward and the backward pass.
 
 Shapes: N tokens, H hidden size, V vocabulary, K tokens per position, C tokens per chunk. Memory is C x V, whatever N.
-Logits are hidden @ weight.T / temperature. They are float32 also for bfloat16 operands: rounded to bfloat16, a logit of
-20 is off by up to 0.06 nats, more than the drift that a gate measures.
+Logits are hidden @ weight.T / temperature, with the bias, the scale and the cap of a `Head` that has them. They are
+float32 also for bfloat16 operands: rounded to bfloat16, a logit of 20 is off by up to 0.06 nats, more than the drift
+that a gate measures.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .logits import Chunked, Head, operands, parts, wide
 
 CHUNK = 256
 """Default number of tokens per chunk."""
@@ -30,21 +33,25 @@ class Summary(NamedTuple):
     top_logp: Tensor | None
 
 
-def token_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
+def token_logprobs(
+    hidden: Tensor, weight: Tensor | Head, ids: Tensor, temperature: float = 1.0, chunk: int = CHUNK
+) -> Tensor:
     """log softmax(logits)[ids]: the log-probability, in nats, of one token or K tokens per position; differentiable.
 
-    hidden: [N, H]; weight: [V, H]; ids: int64 [N] or [N, K], each from 0 to V - 1. Returns float32 (float64 for float64
-    input) of the shape of `ids`. The backward pass computes the logits again, chunk by chunk.
+    hidden: [N, H]; weight: [V, H], or a `Head`; ids: int64 [N] or [N, K], each from 0 to V - 1. Returns float32
+    (float64 for float64 input) of the shape of `ids`. The backward pass computes the logits again, chunk by chunk.
     Raises ValueError naming the argument.
     """
     _check_ids(hidden, ids, 1, 2)
+    head = Head.of(weight)
     columns = ids if ids.dim() == 2 else ids[:, None]
-    return _TokenLogprobs.apply(*operands(hidden, weight), columns, temperature, chunk).view(ids.shape)  # type: ignore[no-any-return]
+    found = _TokenLogprobs.apply(*operands(hidden, head), columns, head.curve(temperature), chunk)
+    return found.view(ids.shape)  # type: ignore[no-any-return, union-attr]
 
 
 def weighted_loss(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | Head,
     ids: Tensor,
     token_weight: Tensor,
     loss_of: Callable[[slice, Tensor], Tensor],
@@ -56,19 +63,21 @@ def weighted_loss(
     The gradient is computed in the forward pass, while a chunk's logits are in memory. That takes three matrix
     products; `token_logprobs` takes four.
 
-    hidden: [N, H]; weight: [V, H]; ids: int64 [N]; token_weight: float [N], without gradient; loss_of(part, logp): the
-    losses [C] of the tokens `part` from their log-probabilities [C], token by token. Returns the sum [], differentiable
-    once in `hidden` and `weight`, then the losses and the log-probabilities, float32 (or float64) [N], without
-    gradient. Raises ValueError naming the argument.
+    hidden: [N, H]; weight: [V, H], or a `Head`; ids: int64 [N]; token_weight: float [N], without gradient;
+    loss_of(part, logp): the losses [C] of the tokens `part` from their log-probabilities [C], token by token. Returns
+    the sum [], differentiable once in `hidden` and the head, then the losses and the log-probabilities, float32 (or
+    float64) [N], without gradient. Raises ValueError naming the argument.
     """
     _check_ids(hidden, ids, 1)
-    return _WeightedLoss.apply(*operands(hidden, weight), ids, token_weight, loss_of, temperature, chunk)  # type: ignore[no-any-return]
+    head = Head.of(weight)
+    how = head.curve(temperature), chunk
+    return _WeightedLoss.apply(*operands(hidden, head), ids, token_weight, loss_of, *how)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
 def summary(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | Head,
     ids: Tensor,
     top: int = 0,
     entropy: bool = False,
@@ -77,13 +86,14 @@ def summary(
 ) -> Summary:
     """Log-probabilities at K ids, the entropy and the `top` most probable tokens, from one chunk of logits at a time.
 
-    hidden: [N, H]; weight: [V, H]; ids: int64 [N, K], each from 0 to V - 1. Values at `ids` equal those of
+    hidden: [N, H]; weight: [V, H], or a `Head`; ids: int64 [N, K], each from 0 to V - 1. Values at `ids` equal those of
     `token_logprobs`, bit for bit. Raises ValueError naming the argument.
     """
     _check_ids(hidden, ids, 2)
-    if not 0 <= top <= len(weight):
-        raise ValueError(f"top must be from 0 to the {len(weight)} tokens of the vocabulary, not {top}")
-    hidden, weight = operands(hidden, weight)
+    head = Head.of(weight)
+    if not 0 <= top <= len(head.weight):
+        raise ValueError(f"top must be from 0 to the {len(head.weight)} tokens of the vocabulary, not {top}")
+    hidden, *rest = operands(hidden, head)
     new = hidden.new_empty
     result = Summary(
         new(ids.shape, dtype=wide(hidden)),
@@ -91,18 +101,21 @@ def summary(
         new(len(hidden), top, dtype=torch.int64) if top else None,
         new(len(hidden), top, dtype=wide(hidden)) if top else None,
     )
-    room = chunk_room(hidden, weight, chunk)
+    chunked = Chunked(hidden, *rest, head.curve(temperature), chunk)  # type: ignore[arg-type]
     for part in parts(len(hidden), chunk):
-        _summarise(chunk_logits(hidden[part], weight, temperature, room), ids[part], part, result)
+        _summarise(chunked.logits(part), ids[part], part, result)
     return result
 
 
-def support_logits(hidden: Tensor, weight: Tensor, ids: Tensor, temperature: float = 1.0, chunk: int = CHUNK) -> Tensor:
+def support_logits(
+    hidden: Tensor, weight: Tensor | Head, ids: Tensor, temperature: float = 1.0, chunk: int = CHUNK
+) -> Tensor:
     """logits[ids] for K tokens per position, from those K rows of the head only; differentiable.
 
-    hidden: [N, H]; weight: [V, H]; ids: int64 [N, K]. Returns float32 (or float64) [N, K], not normalised.
+    hidden: [N, H]; weight: [V, H], or a `Head`; ids: int64 [N, K]. Returns float32 (or float64) [N, K], not normalised.
     """
-    return _SupportLogits.apply(*operands(hidden, weight), ids, temperature, chunk)  # type: ignore[no-any-return]
+    head = Head.of(weight)
+    return _SupportLogits.apply(*operands(hidden, head), ids, head.curve(temperature), chunk)  # type: ignore[no-any-return]
 
 
 def _summarise(logits: Tensor, ids: Tensor, part: slice, result: Summary) -> None:
@@ -118,124 +131,83 @@ def _summarise(logits: Tensor, ids: Tensor, part: slice, result: Summary) -> Non
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, ids, temperature, chunk):
+    def forward(ctx, hidden, weight, bias, ids, curve, chunk):
         logp = torch.empty(ids.shape, dtype=wide(hidden), device=hidden.device)
-        room = chunk_room(hidden, weight, chunk)
+        chunked = Chunked(hidden, weight, bias, curve, chunk)
         for part in parts(len(hidden), chunk):
-            logits = chunk_logits(hidden[part], weight, temperature, room)
-            logp[part] = log_softmax_(logits).gather(1, ids[part])
-        ctx.save_for_backward(hidden, weight, ids)
-        ctx.temperature, ctx.chunk = temperature, chunk
+            logp[part] = log_softmax_(chunked.logits(part)).gather(1, ids[part])
+        ctx.save_for_backward(hidden, weight, bias, ids)
+        ctx.curve, ctx.chunk = curve, chunk
         return logp
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         """d logp / d logits = onehot(id) - softmax, summed over a position's K ids; logits are computed again."""
-        hidden, weight, ids = ctx.saved_tensors
-        grad = grad / ctx.temperature
-        room = chunk_room(hidden, weight, ctx.chunk)
+        hidden, weight, bias, ids = ctx.saved_tensors
+        grad = ctx.curve.back(grad)
+        chunked = Chunked(hidden, weight, bias, ctx.curve, ctx.chunk, back=True)
 
         def grad_logits(part: slice) -> Tensor:
-            softmax = softmax_(chunk_logits(hidden[part], weight, ctx.temperature, room))
+            softmax = softmax_(chunked.logits(part))
             # scatter_add_, because an id that stands twice in a position counts twice
             return softmax.mul_(-grad[part].sum(1, keepdim=True)).scatter_add_(1, ids[part], grad[part])
 
-        return *head_gradients(hidden, weight, ctx.chunk, grad_logits), None, None, None
+        return *chunked.gradients(grad_logits, ctx.needs_input_grad[2]), None, None, None
 
 
 class _WeightedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, ids, token_weight, loss_of, temperature, chunk):
+    def forward(ctx, hidden, weight, bias, ids, token_weight, loss_of, curve, chunk):
         losses, logp = (torch.empty(len(hidden), dtype=wide(hidden), device=hidden.device) for _ in range(2))
-        room = chunk_room(hidden, weight, chunk)
+        chunked = Chunked(hidden, weight, bias, curve, chunk, back=True)
 
         def grad_logits(part: slice) -> Tensor:
-            log_softmax = log_softmax_(chunk_logits(hidden[part], weight, temperature, room))
+            log_softmax = log_softmax_(chunked.logits(part))
             logp[part] = log_softmax.gather(1, ids[part, None])[:, 0]
             with torch.enable_grad():
                 own = logp[part].detach().requires_grad_()
                 found = loss_of(part, own)
             losses[part] = found.detach()
-            slope = torch.autograd.grad(found, own, token_weight[part].to(found))[0][:, None] / temperature
+            slope = curve.back(torch.autograd.grad(found, own, token_weight[part].to(found))[0][:, None])
             return log_softmax.exp_().mul_(-slope).scatter_add_(1, ids[part, None], slope)
 
-        ctx.gradients = head_gradients(hidden, weight, chunk, grad_logits)
+        ctx.gradients = chunked.gradients(grad_logits, ctx.needs_input_grad[2])
         ctx.mark_non_differentiable(losses, logp)
         return (token_weight * losses).sum(), losses, logp
 
     @staticmethod
     def backward(ctx, grad, *_):  # pyright: ignore[reportIncompatibleMethodOverride]
-        grad_hidden, grad_weight = ctx.gradients
-        return grad_hidden.mul_(grad), grad_weight.mul_(grad), None, None, None, None, None
+        return *(None if each is None else each.mul_(grad) for each in ctx.gradients), None, None, None, None, None
 
 
 class _SupportLogits(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, ids, temperature, chunk):
+    def forward(ctx, hidden, weight, bias, ids, curve, chunk):
         logits = torch.empty(ids.shape, dtype=wide(hidden), device=hidden.device)
+        slope = None if curve.cap is None else torch.empty_like(logits)
         with torch.autocast(hidden.device.type, enabled=False):  # autocast would round operands and product
             for part in parts(len(hidden), chunk):
                 rows = weight[ids[part]].to(logits.dtype)
-                logits[part] = torch.bmm(rows, hidden[part, :, None].to(logits.dtype))[..., 0] / temperature
-        ctx.save_for_backward(hidden, weight, ids)
-        ctx.temperature, ctx.chunk = temperature, chunk
-        return logits
+                logits[part] = torch.bmm(rows, hidden[part, :, None].to(logits.dtype))[..., 0]
+        ctx.save_for_backward(hidden, weight, bias, ids, slope)
+        ctx.curve, ctx.chunk = curve, chunk
+        return curve.apply_(logits, None if bias is None else bias[ids], slope)
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        hidden, weight, ids = ctx.saved_tensors
+        hidden, weight, bias, ids, slope = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight, dtype=wide(weight))
-        grad = (grad / ctx.temperature).to(weight.dtype)
+        grad = ctx.curve.back(grad) if slope is None else ctx.curve.back(grad).mul_(slope)
+        grad_bias = None
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.new_zeros(len(bias)).index_add_(0, ids.flatten(), grad.flatten()).to(bias.dtype)
+        grad = grad.to(weight.dtype)
         for part in parts(len(hidden), ctx.chunk):
             grad_hidden[part] = torch.bmm(grad[part, None, :], weight[ids[part]])[:, 0]
             outer = grad[part, :, None] * hidden[part, None, :]
             grad_weight.index_add_(0, ids[part].flatten(), outer.flatten(0, 1).to(grad_weight.dtype))
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
-
-
-def head_gradients(
-    hidden: Tensor, weight: Tensor, chunk: int, grad_logits: Callable[[slice], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Gradients of hidden [N, H] and weight [V, H]; `grad_logits(part)` [C, V] is that of hidden[part] @ weight.T."""
-    grad_hidden = torch.empty_like(hidden)
-    grad_weight = torch.zeros_like(weight, dtype=wide(weight))
-    for part in parts(len(hidden), chunk):
-        grad = grad_logits(part).to(weight.dtype)
-        torch.mm(grad, weight, out=grad_hidden[part])
-        if grad_weight.dtype == weight.dtype:
-            grad_weight.addmm_(grad.T, hidden[part])
-        else:
-            grad_weight += grad.T @ hidden[part]
-    return grad_hidden, grad_weight.to(weight.dtype)
-
-
-def operands(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Hidden states and weight in the dtype of the matrix product.
-
-    On a GPU: autocast's dtype where autocast is on, else the weight's. On a CPU: float32 (or float64), because a CPU
-    has no product of bfloat16 with a float32 result.
-    """
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    dtype = wide(weight) if device == "cpu" else dtype
-    return hidden.to(dtype), weight.to(dtype)
-
-
-def chunk_room(hidden: Tensor, weight: Tensor, chunk: int) -> Tensor:
-    """Memory [C, V] that the logits of all chunks use in turn. On a CPU, new memory costs more than the softmax."""
-    return torch.empty(min(chunk, len(hidden)), len(weight), dtype=wide(hidden), device=hidden.device)
-
-
-def chunk_logits(hidden: Tensor, weight: Tensor, temperature: float, room: Tensor) -> Tensor:
-    """Logits [C, V] in float32 (or float64), divided by the temperature. Overwrites `room` [at least C, V]."""
-    logits = room[: len(hidden)]
-    with torch.autocast(hidden.device.type, enabled=False):
-        if hidden.dtype == torch.bfloat16:
-            torch.mm(hidden, weight.T, out_dtype=torch.float32, out=logits)  # pyright: ignore[reportCallIssue]
-        else:
-            torch.mm(hidden, weight.T, out=logits)
-    return logits if temperature == 1.0 else logits.div_(temperature)
+        return grad_hidden, grad_weight.to(weight.dtype), grad_bias, None, None, None
 
 
 def log_softmax_(logits: Tensor) -> Tensor:
@@ -246,14 +218,6 @@ def log_softmax_(logits: Tensor) -> Tensor:
 def softmax_(logits: Tensor) -> Tensor:
     """In place, over the last dimension."""
     return torch.softmax(logits, -1, out=logits)  # type: ignore[call-overload]
-
-
-def parts(count: int, chunk: int) -> Iterator[slice]:
-    return (slice(start, start + chunk) for start in range(0, count, chunk))
-
-
-def wide(values: Tensor) -> torch.dtype:
-    return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
 def _check_ids(hidden: Tensor, ids: Tensor, *dims: int) -> None:

@@ -9,64 +9,68 @@ import math
 import torch
 from torch import Tensor
 
-from .head import CHUNK, chunk_logits, chunk_room, head_gradients, log_softmax_, operands, parts, wide
+from .head import CHUNK, log_softmax_
+from .logits import Chunked, Head, operands, parts, wide
 from .objectives import Kind, check_kind
 
 
 def vocabulary_divergence(
     hidden: Tensor,
-    weight: Tensor,
+    weight: Tensor | Head,
     hidden_q: Tensor,
-    weight_q: Tensor,
+    weight_q: Tensor | Head,
     kind: Kind,
     beta: float = 0.5,
     temperature: float = 1.0,
     chunk: int = CHUNK,
 ) -> Tensor:
-    """Divergence between student and teacher per position, in nats; differentiable in `hidden` and `weight` only.
+    """Divergence between student and teacher per position, in nats; differentiable in `hidden` and the student's head.
 
     "reverse_kl" KL(p || q); "forward_kl" KL(q || p); "jsd" beta KL(q || m) + (1 - beta) KL(p || m).
 
-    hidden: [N, H]; weight: [V, H]; hidden_q: [N, H']; weight_q: [V, H']. Logits are hidden @ weight.T / temperature.
-    Returns float32 (float64 for float64 input) [N]. The backward pass computes both sides' logits again, chunk by
-    chunk. Raises ValueError naming the argument. Source: arXiv 2306.13649 (GKD).
+    hidden: [N, H]; weight: [V, H], or a `Head`; hidden_q: [N, H']; weight_q: [V, H'], or a `Head`. Logits are hidden @
+    weight.T / temperature, with bias, scale and cap of a `Head` that has them. Returns float32 (float64 for float64
+    input) [N]. The backward pass computes both sides' logits again, chunk by chunk. Raises ValueError naming the
+    argument. Source: arXiv 2306.13649 (GKD).
     """
     check_kind(kind, beta)
     if len(hidden_q) != len(hidden):
         raise ValueError(f"hidden_q has {len(hidden_q)} positions but hidden has {len(hidden)}; give the same tokens")
-    if len(weight_q) != len(weight):
+    ours, theirs = Head.of(weight), Head.of(weight_q).map(Tensor.detach)
+    if len(theirs.weight) != len(ours.weight):
         raise ValueError(
-            f"weight_q has {len(weight_q)} tokens but weight has {len(weight)}; cut both to the shared vocabulary"
+            f"weight_q has {len(theirs.weight)} tokens but weight has {len(ours.weight)}; cut both to the shared "
+            f"vocabulary"
         )
-    teacher = operands(hidden_q.detach(), weight_q.detach())
-    return _VocabularyDivergence.apply(*operands(hidden, weight), *teacher, kind, beta, temperature, chunk)  # type: ignore[no-any-return]
+    teacher, curves = operands(hidden_q.detach(), theirs), (ours.curve(temperature), theirs.curve(temperature))
+    return _VocabularyDivergence.apply(*operands(hidden, ours), *teacher, curves, kind, beta, chunk)  # type: ignore[no-any-return]
 
 
 class _VocabularyDivergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, hidden_q, weight_q, kind, beta, temperature, chunk):
+    def forward(ctx, hidden, weight, bias, hidden_q, weight_q, bias_q, curves, kind, beta, chunk):
         result = torch.empty(len(hidden), dtype=wide(hidden), device=hidden.device)
-        rooms = chunk_room(hidden, weight, chunk), chunk_room(hidden_q, weight_q, chunk)
+        student = Chunked(hidden, weight, bias, curves[0], chunk)
+        teacher = Chunked(hidden_q, weight_q, bias_q, curves[1], chunk)
         for part in parts(len(hidden), chunk):
-            log_p = log_softmax_(chunk_logits(hidden[part], weight, temperature, rooms[0]))
-            log_q = log_softmax_(chunk_logits(hidden_q[part], weight_q, temperature, rooms[1]))
+            log_p, log_q = log_softmax_(student.logits(part)), log_softmax_(teacher.logits(part))
             result[part] = _value(log_p, log_q, kind, beta)
-        ctx.save_for_backward(hidden, weight, hidden_q, weight_q)
-        ctx.kind, ctx.beta, ctx.temperature, ctx.chunk = kind, beta, temperature, chunk
+        ctx.save_for_backward(hidden, weight, bias, hidden_q, weight_q, bias_q)
+        ctx.curves, ctx.kind, ctx.beta, ctx.chunk = curves, kind, beta, chunk
         return result
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        hidden, weight, hidden_q, weight_q = ctx.saved_tensors
-        grad = grad[:, None] / ctx.temperature
-        rooms = chunk_room(hidden, weight, ctx.chunk), chunk_room(hidden_q, weight_q, ctx.chunk)
+        hidden, weight, bias, hidden_q, weight_q, bias_q = ctx.saved_tensors
+        grad = ctx.curves[0].back(grad[:, None])
+        student = Chunked(hidden, weight, bias, ctx.curves[0], ctx.chunk, back=True)
+        teacher = Chunked(hidden_q, weight_q, bias_q, ctx.curves[1], ctx.chunk)
 
         def grad_logits(part: slice) -> Tensor:
-            log_p = log_softmax_(chunk_logits(hidden[part], weight, ctx.temperature, rooms[0]))
-            log_q = log_softmax_(chunk_logits(hidden_q[part], weight_q, ctx.temperature, rooms[1]))
+            log_p, log_q = log_softmax_(student.logits(part)), log_softmax_(teacher.logits(part))
             return _slope(log_p, log_q, ctx.kind, ctx.beta).mul_(grad[part])
 
-        return *head_gradients(hidden, weight, ctx.chunk, grad_logits), None, None, None, None, None, None
+        return *student.gradients(grad_logits, ctx.needs_input_grad[2]), *[None] * 7
 
 
 def _value(log_p: Tensor, log_q: Tensor, kind: Kind, beta: float) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..data.packing import MicroBatch
-from ..errors import InputError
+from ..method.logits import Head
+from .head import head_of
 from .load import DTYPES
 from .lora import TRAINED, Adapters
 
@@ -56,9 +57,9 @@ class Policy(nn.Module):
         return min(self._embedding.shape[0], self.vocabulary or self._embedding.shape[0])
 
     @property
-    def head(self) -> Tensor:
-        """[V, H]: logits are hidden @ head.T."""
-        return self._embedding[: self.vocabulary]
+    def head(self) -> Head:
+        """What makes logits [N, V] of hidden states [N, H]."""
+        return head_of(self.model, self.vocabulary)
 
     @property
     def _embedding(self) -> Tensor:
@@ -69,8 +70,8 @@ class Policy(nn.Module):
         """The dtype of log-probabilities: float32, or float64 for a float64 model."""
         return torch.float64 if self._embedding.dtype == torch.float64 else torch.float32
 
-    def forward(self, batch: MicroBatch, finish: Callable[[Tensor, Tensor], Result]) -> Result:
-        """finish(hidden [N, H], head [V, H]), where hidden row n is the state that predicts response token n.
+    def forward(self, batch: MicroBatch, finish: Callable[[Tensor, Head], Result]) -> Result:
+        """finish(hidden [N, H], head), where hidden row n is the state that predicts response token n.
 
         Right padding and causal attention need no mask: no valid token can see what follows it.
         """
@@ -134,61 +135,3 @@ def _compute_without_dropout(layer: Any, inputs: Any) -> None:
 def _ask_again(layer: Any, inputs: Any, output: Any) -> None:
     """After it: a layer that runs twice, or inside another that is recomputed, makes the same choice each time."""
     layer.training = layer.asked
-
-
-_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-"""Settings of a model's configuration that bound its logits: Gemma and NanoChat, RecurrentGemma, xLSTM."""
-_SCALES = (
-    "logit_scale",  # Cohere
-    "logits_scaling",  # Granite, HyperCLOVA X
-    "lm_head_multiplier",  # Falcon-H1
-    "logits_mup_width_multiplier",  # Inkling
-    "output_multiplier",  # Muse
-)
-"""Settings that multiply or divide the logits."""
-
-
-@torch.no_grad()
-def check_head(policy: Policy, role: str, path: str) -> None:
-    """Require that the model's own logits are hidden states times output embedding. Raises InputError.
-
-    A bias is refused even where it is zero, as training would change it. So is a cap, which small logits do not show.
-    """
-    cause = _named_cause(policy.model) or _measured_cause(policy)
-    if cause:
-        raise InputError(
-            f"{role}.path = {path!r}: {cause}; driftgate computes logits as hidden states times output embedding, in "
-            f"chunks, and nothing may lie between; choose a model with a plain head"
-        )
-
-
-def _named_cause(model: Any) -> str | None:
-    """What the head or the configuration says about a bias, a cap or a scale."""
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        return "its output embedding has a bias"
-    config = model.config.get_text_config()
-    for does, names, neutral in (("caps", _CAPS, None), ("scales", _SCALES, 1)):
-        for name in names:
-            if (value := getattr(config, name, None)) not in (None, neutral):
-                return f"its configuration's {name} = {value} {does} the logits"
-    return None
-
-
-def _measured_cause(policy: Policy) -> str | None:
-    """Compares the model's logits with the product, on one short sequence. For what no setting names.
-
-    Allowed is 1e-3 of the logits' spread, and one rounding step of each logit. Both sides are made of the same numbers
-    in the same type, so that a plain head gives the same bits; a kernel that adds in another order may round
-    differently. The step matters for bfloat16, where it is 0.8 % of a logit. In float32 it is negligible.
-    """
-    ids = torch.arange(1, 9, device=policy.device)[None] % policy.head.shape[0]
-    own = policy.model(input_ids=ids, use_cache=False).logits
-    body = policy.model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[operator]
-    product = nn.functional.linear(body, policy.head)
-    if own.shape != product.shape:
-        return f"its logits have shape {tuple(own.shape)}, the product has {tuple(product.shape)}"
-    step = torch.finfo(product.dtype).eps * product.double().abs()
-    spread, gap = float(own.double().std()), (own.double() - product.double()).abs()
-    if (gap <= 1e-3 * spread + step).all():
-        return None
-    return f"its logits are off by up to {float(gap.max()):.3g}, at a spread of {spread:.3g}"

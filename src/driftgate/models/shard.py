@@ -25,14 +25,14 @@ def all_ranks(device: torch.device) -> DeviceMesh:
 def shard(policy: Policy, mesh: DeviceMesh, keep_head: bool = False, offload: bool = False) -> None:
     """Shard a policy that every rank holds whole, on the CPU; the shards move to the mesh's device.
 
-    mesh: one dimension, all ranks. keep_head: leave the output embedding whole on every rank, for a divergence over the
+    mesh: one dimension, all ranks. keep_head: leave the output head whole on every rank, for a divergence over the
     vocabulary, which reads it outside the policy's own forward. offload: keep the shards in the computer's memory; a
     layer comes to the GPU when it is gathered.
     """
     outline = outline_of(policy.model)
     policy.works_on = device_of(mesh)
     policy.gather = lambda dtype, adapter: whole_copy(policy, outline, dtype, adapter)
-    kept = {policy.model.get_output_embeddings().weight} if keep_head else set()  # type: ignore[operator, union-attr]
+    kept = set(policy.model.get_output_embeddings().parameters()) if keep_head else set()  # type: ignore[operator]
     how: Any = {"mesh": mesh, "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy()}
     for layer in layers_of(policy.model):
         fully_shard(layer, **how)

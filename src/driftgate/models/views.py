@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.packing import MicroBatch
+from ..method.logits import Head
 from .load import DTYPES
 from .policy import Policy
 
@@ -36,7 +37,7 @@ class AdapterView(Policy):
     def device(self) -> torch.device:
         return self.student.device
 
-    def forward(self, batch: MicroBatch, finish: Callable[[Tensor, Tensor], Result]) -> Result:
+    def forward(self, batch: MicroBatch, finish: Callable[[Tensor, Head], Result]) -> Result:
         """See `Policy.forward`. It goes through the student, so that whatever wraps the student's forward holds."""
         with self.adapters.using(self.adapter):
             return self.student(batch, finish)

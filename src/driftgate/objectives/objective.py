@@ -12,25 +12,26 @@ from typing import Any
 
 from torch import Tensor
 
+from ..method.logits import Head
 from ..method.scores import Needs, Scored
 from ..settings import Settings
 
 
 @dataclass
 class Outputs:
-    """What one pass over the output embedding found for the tokens of a micro-batch."""
+    """What one pass over the output head found for the tokens of a micro-batch."""
 
     hidden: Tensor
     """[N, H], with gradient."""
-    head: Tensor
-    """[V, H]: the output embedding, with gradient."""
+    head: Head
+    """The student's output head, with gradient."""
     logp: Tensor | None
     """float [N]: log p(y_t), in nats; None if nothing asked for it. It has a gradient if `reads_vocabulary` holds for
     an objective of the pass."""
     temperature: float
     """The sampling temperature. All log-probabilities are taken at it."""
-    target_heads: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
-    """Functions that return the output embedding [V, H'] of "teacher" and "initial"."""
+    target_heads: Mapping[str, Callable[[], Head]] = field(default_factory=dict)
+    """Functions that return the output head of "teacher" and "initial"."""
     supports: "dict[Objective, Tensor]" = field(default_factory=dict)
     """float [N, K]: log-probabilities of the tokens of an objective's support. They are logits if the
     objective's `reads_vocabulary` is False."""

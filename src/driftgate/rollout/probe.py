@@ -78,7 +78,7 @@ def probe_of(policy: Policy, context: int, tolerance: float | None) -> Probe:
         parts = torch.tensor(prompt[:first]), torch.tensor([*prompt[first:], 0])
         micro = pack([parts[0]], [parts[1]], [torch.ones(len(parts[1]), dtype=torch.bool)], [0], policy.device)
         wide = policy.wide
-        logits = policy(micro, lambda hidden, head: hidden.to(wide) @ head.to(wide).T)
+        logits = policy(micro, lambda hidden, head: head.finish_(hidden.to(wide) @ head.weight.to(wide).T))
         return logits.log_softmax(-1).cpu()
 
     ids = torch.tensor(short[1:])
@@ -91,7 +91,7 @@ def probe_of(policy: Policy, context: int, tolerance: float | None) -> Probe:
 
 def is_narrow(policy: Policy) -> bool:
     """Whether its products run in bfloat16."""
-    return policy.compute == "bfloat16" or policy.head.dtype == torch.bfloat16
+    return policy.compute == "bfloat16" or policy.head.weight.dtype == torch.bfloat16
 
 
 def _gap(one: Tensor, other: Tensor) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from ..models.head import head_of
 from .cache import GrowingCache, ResponseCache
 from .decode_step import DecodeStep, can_decode
 
@@ -27,8 +28,8 @@ class Reader:
     def __init__(self, model: nn.Module, vocabulary: int | None, prompts: Sequence[tuple[int, ...]], new_tokens: int):
         """new_tokens: limit per response. Models that `DecodeStep` does not support decode through their modules."""
         self.model, self.prompts = model, prompts
-        self.head: Tensor = model.get_output_embeddings().weight[:vocabulary]  # type: ignore[operator, index, assignment]
-        self.device = self.head.device
+        self.head = head_of(model, vocabulary)
+        self.device = self.head.weight.device
         positions = max(map(len, prompts)) + new_tokens
         self.decode_step = DecodeStep(model, positions) if can_decode(model) else None
         self.cache: Any = GrowingCache() if self.decode_step is None else DynamicCache()
@@ -60,13 +61,14 @@ class Reader:
 
     def logits(self, temperature: float) -> Tensor:
         """Logits of each row's next token, float32 [B, V], divided by the temperature."""
+        weight = self.head.weight
         if len(self.hidden) <= HEAD_FIRST_ROWS and self.hidden.dtype == torch.float32 and not self.hidden.is_cuda:
-            logits = (self.head @ self.hidden.T).T.contiguous()
-        elif self.hidden.is_cuda and self.hidden.dtype == torch.bfloat16:  # not rounded, as in `head.chunk_logits`
-            logits = torch.mm(self.hidden, self.head.T, out_dtype=torch.float32)  # pyright: ignore[reportCallIssue]
+            logits = (weight @ self.hidden.T).T.contiguous()
+        elif self.hidden.is_cuda and self.hidden.dtype == torch.bfloat16:  # not rounded, as in `logits.Chunked`
+            logits = torch.mm(self.hidden, weight.T, out_dtype=torch.float32)  # pyright: ignore[reportCallIssue]
         else:
-            logits = (self.hidden @ self.head.T).float()
-        return logits if temperature == 1 else logits / temperature
+            logits = (self.hidden @ weight.T).float()
+        return self.head.finish_(logits, temperature)
 
     def replace(self, places: Tensor, rows: Tensor, count: int) -> None:
         """Copy `rows` int64 [n] to `places` int64 [n], then keep the first `count` rows. Call `read` next: `hidden` is

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.packing import MicroBatch
 from ..method import head
+from ..method.logits import Head
 from ..method.scores import Needs, TokenScores
 from ..models.policy import Policy
 from ..world import Alone, World
@@ -29,8 +30,8 @@ def score_tokens(
     scores = {"logp": torch.zeros(ids.shape, dtype=policy.wide)} if ids.shape[1] else {}
     for micro in micros:
 
-        def finish(hidden: Tensor, weight: Tensor, micro: MicroBatch = micro) -> TokenScores:
-            return _of_micro_batch(hidden, weight, ids[micro.tokens].to(hidden.device), needs, temperature)
+        def finish(hidden: Tensor, output: Head, micro: MicroBatch = micro) -> TokenScores:
+            return _of_micro_batch(hidden, output, ids[micro.tokens].to(hidden.device), needs, temperature)
 
         for name, value in policy(micro, finish).items():
             whole = scores.setdefault(name, torch.zeros(len(ids), *value.shape[1:], dtype=value.dtype))
@@ -38,10 +39,10 @@ def score_tokens(
     return TokenScores(**{name: (world or Alone()).add(value) for name, value in scores.items()})
 
 
-def _of_micro_batch(hidden: Tensor, weight: Tensor, ids: Tensor, needs: Needs, temperature: float) -> TokenScores:
+def _of_micro_batch(hidden: Tensor, output: Head, ids: Tensor, needs: Needs, temperature: float) -> TokenScores:
     kept = hidden if needs.hidden else None
     if not ids.shape[1]:
         return TokenScores(hidden=kept)
-    found = head.summary(hidden, weight, ids, needs.top, needs.entropy, temperature)
+    found = head.summary(hidden, output, ids, needs.top, needs.entropy, temperature)
     top_ids = None if found.top_ids is None else found.top_ids.int()
     return TokenScores(logp=found.logp, entropy=found.entropy, top_ids=top_ids, top_logp=found.top_logp, hidden=kept)

@@ -13,6 +13,7 @@ from ..data.problems import Problem, load_problems
 from ..data.prompts import Prompt
 from ..data.rollout import Rollout
 from ..errors import InputError
+from ..method.logits import Head
 from ..models import load
 from ..models.identity import fingerprint
 from ..models.policy import Policy
@@ -151,7 +152,7 @@ def learner_of(
     config: TrainConfig, policy: Policy, targets: Mapping[str, Policy], parked: Mapping[str, Parked], world: World
 ) -> Learner:
     """parked: those of the targets that wait in the computer's memory."""
-    heads: dict[str, Callable[[], Tensor]] = {name: lambda each=each: each.head for name, each in targets.items()}
+    heads: dict[str, Callable[[], Head]] = {name: lambda each=each: each.head for name, each in targets.items()}
     heads |= {name: model.head for name, model in parked.items()}
     return Learner(config, policy, config.steps * config.passes * config.updates_per_step, heads, world)
 

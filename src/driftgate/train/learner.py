@@ -52,8 +52,8 @@ class Learner:
         target_heads: Heads | None = None,
         world: World | None = None,
     ):
-        """updates: optimiser updates of the whole run, where the schedule ends. target_heads: output embeddings
-        [V, H'] of "teacher" and "initial", for divergences over the vocabulary."""
+        """updates: optimiser updates of the whole run, where the schedule ends. target_heads: output heads
+        of "teacher" and "initial", for divergences over the vocabulary."""
         self.config, self.policy, self.world = config, policy, world or Alone()
         self.terms = Terms(config, target_heads or {})
         settings = config.optimizer

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..data.experience import Experience
 from ..data.response import Response
+from ..method.logits import Head
 from ..method.scores import Needs, TokenScores
 from ..models.policy import Policy
 from ..rollout.engine import Engine, Request, Sampling
@@ -39,9 +40,9 @@ class Parked:
         finally:
             self._leave()
 
-    def head(self) -> Tensor:
-        """[V, H]: its output embedding alone, as a copy on the GPU."""
-        return to_gpu(self.policy.head, self.device)
+    def head(self) -> Head:
+        """Its output head alone, as a copy on the GPU."""
+        return self.policy.head.map(lambda tensor: to_gpu(tensor, self.device))
 
     def _leave(self) -> None:
         for tensor, kept in self.waiting:

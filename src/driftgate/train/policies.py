@@ -9,7 +9,8 @@ from ..config import TrainConfig
 from ..config.models import STUDENT
 from ..errors import InputError
 from ..models import load, lora
-from ..models.policy import Policy, check_head
+from ..models.head import check_head
+from ..models.policy import Policy
 from ..models.views import AdapterView
 from ..scorers.local import LocalScorer
 from ..world import World

@@ -14,6 +14,7 @@ from ..config.terms import TermSettings
 from ..data.packing import MicroBatch
 from ..method import head
 from ..method.gates import span_drift
+from ..method.logits import Head
 from ..method.scores import Scored
 from ..objectives import Outputs
 from . import diagnostics
@@ -23,8 +24,8 @@ from .weighing import Weighed, streams_of, weigh
 
 TermSums = tuple[dict[str, Tensor], Weighed]
 """Sums of a term over the tokens of a micro-batch, by name, and its weights."""
-Finish = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, TermSums]]]
-"""(hidden [N, H], output embedding [V, H]) -> the loss for the backward pass, and the sums of each term."""
+Finish = Callable[[Tensor, Head], tuple[Tensor, dict[str, TermSums]]]
+"""(hidden [N, H], output head) -> the loss for the backward pass, and the sums of each term."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Given:
     scores: Scored
     hidden: Tensor
     """[N, H]: the states that predict the tokens, with gradient."""
-    embedding: Tensor
-    """[V, H]: the output embedding, with gradient."""
+    output: Head
+    """The student's output head, with gradient."""
 
 
 class Terms:
@@ -57,9 +58,9 @@ class Terms:
         portion, tokens = update.portions[responses], micro.tokens
         fused = len(terms) == 1 and all(self._is_known(update, name) for name in terms)
 
-        def finish(hidden: Tensor, embedding: Tensor) -> tuple[Tensor, dict[str, TermSums]]:
+        def finish(hidden: Tensor, output: Head) -> tuple[Tensor, dict[str, TermSums]]:
             ids = portion.batch.ids[tokens].to(hidden.device)
-            given = Given(tokens, ids, portion.batch.scores.rows(tokens, hidden.device), hidden, embedding)
+            given = Given(tokens, ids, portion.batch.scores.rows(tokens, hidden.device), hidden, output)
             if fused:
                 total, outputs, sums = self._fused_loss(update, next(iter(terms)), given)
             else:
@@ -93,7 +94,7 @@ class Terms:
         objectives = [term.objective for term in terms.values()]
         student = any(term.responses == "student" for term in terms.values())
         how = self.temperature, self.want_logp and student, self.target_heads
-        outputs = read_head(given.hidden, given.embedding, given.ids, objectives, given.scores, *how)
+        outputs = read_head(given.hidden, given.output, given.ids, objectives, given.scores, *how)
         scores = self._with_old_logp(update, student, given.scores, outputs.logp)
         total, sums = given.hidden.new_zeros(()), {}
         for name, term in terms.items():
@@ -108,14 +109,14 @@ class Terms:
         """As `_loss`, for a single term that `_is_known`. The gradient is computed together with the
         log-probabilities, which saves one product with the vocabulary."""
         term, student = update.terms[name], update.terms[name].responses == "student"
-        outputs = Outputs(given.hidden, given.embedding, None, self.temperature, self.target_heads)
+        outputs = Outputs(given.hidden, given.output, None, self.temperature, self.target_heads)
         weighed = self._weighed(update, name, given.tokens, outputs)
 
         def loss_of(part: slice, logp: Tensor) -> Tensor:
             known = self._with_old_logp(update, student, given.scores.rows(part), logp)
             return term.objective.loss(replace(outputs, logp=logp), known)
 
-        inputs = given.hidden, given.embedding, given.ids, weighed.weight
+        inputs = given.hidden, given.output, given.ids, weighed.weight
         total, losses, logp = head.weighted_loss(*inputs, loss_of, self.temperature)
         sums: TermSums = {"loss": total, "ungated": losses.sum()}, weighed
         return total * update.scale(name), replace(outputs, logp=logp), {name: sums}
