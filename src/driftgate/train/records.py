@@ -60,21 +60,24 @@ def rollout_rows(
     prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], decode: Callable, verifier: Verifier
 ) -> list[dict[str, Any]]:
     """A row of rollouts/ for each response. `correct` is None where the verifier lacks an answer."""
-    rows = []
-    for prompt, group in zip(prompts, responses):
-        for sample, response in enumerate(group):
-            text, gold = decode(response.ids), prompt.problem.answer
-            correct = None if gold is None and verifier.needs_answer else verifier.grade(text, gold)
-            row = {
-                "prompt": prompt.problem.id,
-                "sample": sample,
-                "finished": response.finished,
-                "correct": correct,
-                "prefix": response.prefix,
-                "reference": response.reference,
-            }
-            rows.append(row | {"text": text, "ids": list(response.ids)})
-    return rows
+    written = [(prompt.problem, n, r) for prompt, group in zip(prompts, responses) for n, r in enumerate(group)]
+    texts = [decode(response.ids) for _, _, response in written]
+    graded = [not verifier.needs_answer or problem.answer is not None for problem, _, _ in written]
+    pairs = ((text, problem.answer) for text, (problem, _, _), whether in zip(texts, written, graded) if whether)
+    verdicts = iter(verifier.grade_many(pairs))
+    return [
+        {
+            "prompt": problem.id,
+            "sample": sample,
+            "finished": response.finished,
+            "correct": next(verdicts) if whether else None,
+            "prefix": response.prefix,
+            "reference": response.reference,
+            "text": text,
+            "ids": list(response.ids),
+        }
+        for (problem, sample, response), text, whether in zip(written, texts, graded)
+    ]
 
 
 def rollout_metrics(batch: Experience, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
