@@ -21,6 +21,7 @@ from ..data.response import Response
 from ..data.templates import student_view
 from ..errors import InputError
 from ..models import load
+from ..models.causal import check_causal
 from ..models.head import check_head
 from ..models.identity import fingerprint
 from ..models.policy import Policy
@@ -63,6 +64,7 @@ def load_examinee(
     tokenizer = load.load_tokenizer(settings, "model")
     model = load.load_model(settings, "model", load.pick_device(device))
     policy = Policy(model, compute)
+    check_causal(policy, "model", path)
     check_head(policy, "model", path)
     return Examinee(policy, tokenizer, path)
 
