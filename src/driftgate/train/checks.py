@@ -16,10 +16,10 @@ TOPS = {"student_top_ids", "teacher_top_ids", "student_top_logp", "teacher_top_l
 
 
 def check_problems(problems: Sequence[Problem], config: TrainConfig) -> None:
-    """Every problem has an answer if a weight reads the verifier's verdict, and a solution if solutions are learned
-    from. Raises InputError."""
+    """Every problem has an answer if a weight or an objective reads the verifier's verdict, and a solution if solutions
+    are learned from. Raises InputError."""
     wants = {
-        "answer": "a weight reads the verifier's verdict" if needs_verifier(config) else None,
+        "answer": "a weight or objective.reward reads the verifier's verdict" if needs_verifier(config) else None,
         "solution": "reference solutions are learned from (rollout.on_policy, or a term's responses)"
         if learns_from_solutions(config)
         else None,
@@ -110,7 +110,7 @@ def check_shared(
 
 
 def needs_verifier(config: TrainConfig) -> bool:
-    """Whether a weight reads whether a response is right."""
+    """Whether a weight or an objective reads whether a response is right."""
     return "correct" in config.reads
 
 

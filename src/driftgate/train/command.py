@@ -75,7 +75,8 @@ def _announce(made: Run, console: Console) -> None:
     begun = made.position.step or made.position.update
     lines = [f"resuming {made.out} at {made.position.name}"] if begun else []
     lines += made.problems.said
-    lines += [] if begun else lines_of(shown_prompts(*how), differences(*how))
+    taught = bool(made.config.teacher_roles)
+    lines += [] if begun else lines_of(shown_prompts(*how), differences(*how), taught)
     lines += [made.shared.describe()] if made.shared is not None else []
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

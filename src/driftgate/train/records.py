@@ -1,7 +1,6 @@
 """What a rollout batch is turned into: the experience to train on, the rows of rollouts/, and metrics."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,12 +30,8 @@ def make_experience(
     """
     batch = Experience.of(prompts, responses, config.drop_tokens, version)
     _refuse_useless(batch, config, limit)
-    counts = torch.tensor([int(kept.sum()) for kept in batch.keep])
-    group = torch.repeat_interleave(torch.tensor([len(part) for part in responses]))
-    batch = replace(batch, group=torch.repeat_interleave(group, counts))
-    if None not in correct:
-        batch = replace(batch, correct=torch.repeat_interleave(torch.tensor(correct).float(), counts))
-    return batch
+    groups = torch.repeat_interleave(torch.tensor([len(part) for part in responses]))
+    return batch.with_groups(groups, None if None in correct else torch.tensor(correct).float())
 
 
 def _refuse_useless(batch: Experience, config: TrainConfig, limit: int) -> None:

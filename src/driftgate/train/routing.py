@@ -56,8 +56,10 @@ def encoded(
     teacher_contexts: Mapping[str, int | None],
 ) -> list[Prompt]:
     """The problems as token ids, each as its teacher is to see it. views: by role. context, teacher_contexts: positions
-    that the student and each teacher were made for. Raises InputError for a prompt that leaves its response no room,
-    unless such are left out."""
+    that the student and each teacher were made for. Without a teacher, its prompts are the student's. Raises InputError
+    for a prompt that leaves its response no room, unless such are left out."""
+    if not config.teacher_roles:
+        return encode_prompts(problems, views["student"], config.prompts, config.rollout.max_new_tokens, context)
     prompts: dict[str, Prompt] = {}
     for number, role in enumerate(config.teacher_roles):
         own = [p for p in problems if not config.teachers or f"teachers.{p.teacher}" == role]

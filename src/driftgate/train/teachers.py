@@ -90,7 +90,7 @@ def routed(config: TrainConfig, scorers: Mapping[str, Scorer]) -> dict[str, Scor
 
 def caches_of(scorers: Mapping[str, Scorer]) -> list[CachedScorer]:
     """Those of the teachers that have one."""
-    teacher = scorers["teacher"]
+    teacher = scorers.get("teacher")
     every = teacher.scorers if isinstance(teacher, RoutedScorer) else [teacher]
     return [scorer for scorer in every if isinstance(scorer, CachedScorer)]
 
