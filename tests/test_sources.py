@@ -17,6 +17,7 @@ from driftgate.data.held_out import is_held_out, write_held_out
 from driftgate.data.mixture import places_of
 from driftgate.data.problems import Problem, load_problems
 from driftgate.data.prompts import Prompt
+from driftgate.data.response import Response
 from driftgate.errors import InputError
 from driftgate.recipe import check_config
 from driftgate.stop import Stopped
@@ -182,6 +183,26 @@ def test_a_source_may_name_the_teacher_of_its_problems(settings, pair, files):
     del values["teacher"]
     problems = load_problems(check_config(values).prompts, routed=True)
     assert {(p.source, p.teacher) for p in problems} == {("sums", "one"), ("more", "two")}
+
+
+def test_each_source_has_its_own_verifier(settings, tmp_path):
+    paths = [tmp_path / f"{name}.jsonl" for name in ("sums", "letters", "more")]
+    for path, answer in zip(paths, ("7", "B", "7")):
+        path.write_text(json.dumps({"problem": "3+4=", "answer": answer}) + "\n")
+    mix = {path.stem: {"path": str(path)} for path in paths}
+    mix["letters"]["verify"] = "choice"
+    made = build_run(check_config(settings | {"prompts": {"mix": mix}}), tmp_path / "run")
+    texts = {(1,): r"\boxed{7}", (2,): "The answer is (B)."}
+    responses = [[Response(ids, (0.0,), True) for ids in texts] for _ in made.prompts]
+    with made.grader as grader:
+        rows = grader.rows(made.prompts, responses, lambda ids: texts[ids])
+    right = {"letters": [False, True], "more": [True, False], "sums": [True, False]}
+    assert [row["prompt"] for row in rows] == [f"{name}/0" for name in right for _ in texts]
+    assert [row["correct"] for row in rows] == [each for verdicts in right.values() for each in verdicts]
+    assert grader.verifiers["sums"] is grader.verifiers["more"]
+    mix["sums"]["verify"] = "choice"
+    with pytest.raises(InputError, match=r"prompts.mix = .*: verify.kind = choice, but the answer '7' of problem 'sum"):
+        build_run(check_config(settings | {"prompts": {"mix": mix}}), tmp_path / "run")
 
 
 def test_a_mixture_does_not_change_the_order_of_a_single_file(settings, files):

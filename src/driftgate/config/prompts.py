@@ -76,6 +76,11 @@ class PromptSettings(Settings):
         """The group of settings that names a source."""
         return f"prompts.mix.{source}" if source else "prompts"
 
+    def verify_of(self, source: str | None) -> VerifySettings:
+        """What decides whether a response to a problem of a source is right."""
+        own = self.mix[source].verify if source else None
+        return own or self.verify
+
     @property
     def place(self) -> str:
         """Where the problems come from, for messages."""

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from ..settings import Settings
+from .verify import VerifySettings
 
 COLUMNS = ("id", "problem", "answer", "solution", "teacher")
 """What is read of a row."""
@@ -54,6 +55,8 @@ class SourceSettings(Settings):
     """As `prompts.limit`."""
     teacher: str | None = None
     """Which of `teachers` its problems have, where their column `teacher` names none."""
+    verify: VerifySettings | None = None
+    """What decides whether a response to its problems is right; null: `prompts.verify`."""
 
 
 def _plain_names(sources: dict[str, SourceSettings]) -> dict[str, SourceSettings]:

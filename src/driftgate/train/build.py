@@ -25,13 +25,13 @@ from ..rollout.shared import LedEngine, SharedEngine
 from ..rollout.vllm_server import VLLMEngine
 from ..scorers.scorer import Scorer
 from ..scorers.server import ServedScorer
-from ..verify.choose import verifier_of
 from ..world import Alone, World
 from . import checkpoint
 from .checkpoint import Position
 from .checks import check_engines, check_ranks, check_shared, reads_newlines
 from .determinism import prepare_torch
 from .follow import Follower, copies_of
+from .graders import Graders
 from .learner import Learner
 from .offload import Parked, ParkedEngine, ParkedScorer, moves, park, park_state
 from .policies import load_policies, scorers_of
@@ -79,7 +79,7 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         problems=prompts,
         views=views,
         newline_ids=newline_ids(tokenizer, policy.vocabulary_size if reads_newlines(config) else 0),
-        grader=verifier_of(config.prompts.verify),
+        grader=Graders(config.prompts),
         position=position,
         pending=pending,
         copies=copies,

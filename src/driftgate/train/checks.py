@@ -19,15 +19,14 @@ def check_problems(problems: Sequence[Problem], config: TrainConfig) -> None:
     """Every problem has an answer if a weight or an objective reads the verifier's verdict, and a solution if solutions
     are learned from. Raises InputError."""
     wants = {
-        "answer": "a weight or objective.reward reads the verifier's verdict"
-        if needs_verifier(config) and config.prompts.verify.needs_answer
-        else None,
+        "answer": "a weight or objective.reward reads the verifier's verdict" if needs_verifier(config) else None,
         "solution": "reference solutions are learned from (rollout.on_policy, or a term's responses)"
         if learns_from_solutions(config)
         else None,
     }
     for name, why in wants.items():
-        lacking = [problem.id for problem in problems if getattr(problem, name) is None]
+        needed = (p for p in problems if name != "answer" or config.prompts.verify_of(p.source).needs_answer)
+        lacking = [problem.id for problem in needed if getattr(problem, name) is None]
         if why and lacking:
             raise InputError(
                 f"{config.prompts.place}: {why}, but problem {lacking[0]!r} has no {name} ({len(lacking)} of "

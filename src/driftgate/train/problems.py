@@ -30,8 +30,9 @@ def problems_of(config: TrainConfig) -> RunProblems:
     problems = load_problems(config.prompts, bool(config.teachers), said.append)
     check_problems(problems, config)
     check_routes(problems, config)
-    answers = {problem.id: problem.answer for problem in problems}
-    check_answers(config.prompts.verify, answers, config.prompts.place)
+    for name in config.prompts.sources:
+        answers = {problem.id: problem.answer for problem in problems if (problem.source or "") == name}
+        check_answers(config.prompts.verify_of(name), answers, config.prompts.place)
     share = config.prompts.held_out
     held_out = [problem for problem in problems if is_held_out(problem, share)]
     _check_held_out(share, held_out, len(problems))

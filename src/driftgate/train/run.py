@@ -20,12 +20,12 @@ from ..models.vocabularies import SharedVocabulary
 from ..scorers.scorer import Scorer
 from ..scorers.server import ServedScorer
 from ..stop import Stopped, StopSignal
-from ..verify.verifier import Verifier
 from ..world import Alone, World
 from . import checkpoint
 from .checkpoint import Position
 from .display import Display
 from .follow import Follower
+from .graders import Graders
 from .learner import Learner
 from .portions import Batch, ScheduledUpdate
 from .problems import RunPrompts
@@ -58,7 +58,7 @@ class Run:
     """What each role is shown: "student", and the teachers by their names in the settings."""
     newline_ids: Tensor
     """bool [V], True where a token's text contains a newline."""
-    grader: Verifier
+    grader: Graders
     position: Position
     pending: dict[int, Rollout] = field(default_factory=dict)
     """The rollout batches that a resumed run has already, by number."""
