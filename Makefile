@@ -1,7 +1,7 @@
 # Each target makes its own .venv on a fresh machine with Python 3.11 or later; a second run starts at once.
 PYTHON ?= python3.11
 BIN := .venv/bin
-BENCHMARKS := head weights rollout step scaling profile_step lora ranks overlap
+BENCHMARKS := head weights rollout step scaling profile_step lora ranks overlap models
 
 .PHONY: demo test test-ray test-engines lint bench bench-quick docs
 .DELETE_ON_ERROR:

@@ -3,7 +3,7 @@
     python benchmarks/models.py [--repeats N] [--quick]
 
 The models are those of `architectures.py`, 8 times as wide: 2 layers x 256, random weights, float32. Each writes 4
-responses of 48 tokens to each of 4 prompts of 24 to 30 tokens; no response ends earlier. The prompts' own cost is
+responses of 24 tokens to each of 4 prompts of 24 to 30 tokens; no response ends earlier. The prompts' own cost is
 measured apart and taken off. Llama writes the same in each round. The parameters differ where an architecture has
 experts or other layers, so a ratio is of the whole model, not of its loop alone.
 Writes benchmarks/results/models.json.
@@ -19,6 +19,7 @@ import torch
 import transformers
 from architectures import CONFIGS, model_of
 
+from driftgate.models.load import mend_body
 from driftgate.models.policy import Policy
 from driftgate.rollout.cached_reader import CachedReader
 from driftgate.rollout.decode_step import can_decode
@@ -42,7 +43,7 @@ class Size:
     new_tokens: int
 
 
-FULL, QUICK = Size(8, 3, (24, 26, 28, 30), 4, 48), Size(1, 1, (3, 4), 2, 4)
+FULL, QUICK = Size(8, 2, (24, 26, 28, 30), 4, 24), Size(1, 1, (3, 4), 2, 4)
 
 
 def rollout(model: Any, size: Size, tokens: int) -> float:
@@ -71,12 +72,12 @@ def way_of(model: Any) -> str:
 
 def figures_of(name: str, llama: Any, size: Size) -> dict[str, Any]:
     model = model_of(name, 0.05, wider=size.wider, max_position_embeddings=256)
+    mend_body(model)
     seconds: dict[str, list[float]] = {name: [], "base": []}
-    for number in range(size.repeats + 1):
+    rollout(model, size, 2)  # to warm up
+    for _ in range(size.repeats):
         for way, each in ((name, model), ("base", llama)):
-            taken = step(each, size)
-            if number:
-                seconds[way].append(taken)
+            seconds[way].append(step(each, size))
     return {
         "class": type(model).__name__,
         "way": way_of(model),
@@ -94,10 +95,11 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
     llama = model_of(BASE, 0.05, wider=size.wider, max_position_embeddings=256)
+    rollout(llama, size, 2)
     for name in FEW if arguments.quick else CONFIGS:
         figures[name] = figures_of(name, llama, size)
         measure.table({name: figures[name]}, {"cpu_s": ".4f", "ratio": ".2f"}, figures[name]["way"])
-    measure.write("models", began, arguments.quick, ["transformers"], figures=figures)
+    measure.write("models", began, arguments.quick, ["transformers"], repeats=size.repeats, figures=figures)
 
 
 if __name__ == "__main__":

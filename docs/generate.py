@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import benchmarks
 import findings
+import models
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -207,6 +208,7 @@ PAGES = {
     "signals.md": signals,
     "functions.md": functions,
     "benchmarks.md": benchmarks.page,
+    "models.md": models.page,
     **findings.pages(),
 }
 

@@ -38,6 +38,12 @@ def models(request, tmp_path_factory):
     return loaded, transformers.AutoModelForCausalLM.from_pretrained(folder, **how).eval()
 
 
+def test_the_page_lists_what_is_tested():
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text().partition("## The table")[2]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")]
+    assert rows == ["architecture", "---", *CONFIGS]
+
+
 def alone(naive, prompt, response):
     """Log-probabilities of a response's tokens, from a forward of this sequence alone."""
     logits = naive(input_ids=torch.tensor([[*prompt, *response]]), use_cache=False).logits[0]

@@ -58,7 +58,7 @@ def load_model(settings: ModelSettings, role: str, device: torch.device) -> nn.M
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(_missing(role, settings.path, "causal language model", error)) from None
     _mend_generation_config(model)
-    _mend_body(model)
+    mend_body(model)
     return model if quantised else model.to(device)
 
 
@@ -153,7 +153,7 @@ def _mend_generation_config(model: Any) -> None:
         settings.temperature = settings.top_p = settings.top_k = None
 
 
-def _mend_body(model: Any) -> None:
+def mend_body(model: Any) -> None:
     """Llama 4 names its body as a part of the model with images, which it does not have."""
     if model.base_model is model and hasattr(model, "model"):
         model.base_model_prefix = "model"
