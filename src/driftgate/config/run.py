@@ -10,7 +10,16 @@ from .gate import GateSettings
 from .models import STUDENT, StudentSettings, TeacherSettings
 from .prompts import PromptSettings
 from .rollout import RolloutSettings
-from .teachers import check_caches, check_needed, check_one_way, check_served, check_several, check_views, settled
+from .teachers import (
+    check_caches,
+    check_needed,
+    check_one_way,
+    check_served,
+    check_several,
+    check_sources,
+    check_views,
+    settled,
+)
 from .terms import ObjectiveSettings, TermSettings
 from .training import CheckpointSettings, DiagnosticSettings, OptimizerSettings
 
@@ -77,6 +86,7 @@ class TrainConfig(Settings):
     def _teachers(self) -> "TrainConfig":
         check_one_way(self.teacher, self.teachers)
         check_needed(self)
+        check_sources(self)
         check_views(self)
         check_served(self)
         check_caches(self)

@@ -28,6 +28,7 @@ from .display import Display
 from .follow import Follower
 from .learner import Learner
 from .portions import Batch, ScheduledUpdate
+from .problems import RunPrompts
 from .records import distances
 from .rollouts import Engines, controller_after, controller_of
 from .routing import gaps_by_teacher
@@ -52,7 +53,7 @@ class Run:
     """"behaviour" (the student), "teacher" and, where a term is held to it, "initial"."""
     engines: Engines
     learner: Learner
-    prompts: Sequence[Prompt]
+    problems: RunPrompts
     views: Mapping[str, View]
     """What each role is shown: "student", and the teachers by their names in the settings."""
     newline_ids: Tensor
@@ -88,6 +89,11 @@ class Run:
             scorer.check = lambda: self.stop.check()  # the signal's handler comes later
         self.latest: dict[str, float] = {}
         """Metrics of the last update."""
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """Those that are trained on."""
+        return self.problems.training
 
     @cached_property
     def metrics(self) -> Metrics:
