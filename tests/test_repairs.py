@@ -283,12 +283,11 @@ def check_weights(weights, wanted):
 
 
 def compare(name, case, pair, prompts, out, minibatch):
-    student, teacher = pair
-    paths = [f"student.path={student}", f"teacher.path={teacher}", f"prompts.path={prompts}"]
+    paths = [f"student.path={pair[0]}", f"teacher.path={pair[1]}", f"prompts.path={prompts}"]
     shown = [] if "teacher.context" in case.overrides else ["teacher.context=2{problem}"]
     settings = [*TINY, *paths, *shown, f"minibatch={minibatch}", *case.overrides.split()]
-    alone = load_recipe(name).teacher is None
-    config = load_recipe(name, [s for s in settings if not (alone and s.startswith("teacher."))])
+    taught = load_recipe(name).teacher is not None
+    config = load_recipe(name, [s for s in settings if taught or not s.startswith("teacher.")])
     made, responses = begin(config, out)
     before = copy.deepcopy(made.policy.model)
     schedule = list(schedule_of(config, 0))

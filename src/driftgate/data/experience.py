@@ -211,11 +211,10 @@ class Experience:
         }
         keep = list(tensors["keep"].split(tensors["responses.lengths"].tolist()))
         plain = {name: tensors[name] for name in (*PLAIN, *OPTIONAL) if name in tensors}
-        scores = {scorer: _with_prefix(tensors, f"scores.{scorer}.") for scorer in SCORERS}
+        scores = [TokenScores(**_with_prefix(tensors, f"scores.{scorer}.")) for scorer in SCORERS]
         with safe_open(path, "pt") as file:
             about = {name: json.loads(value) for name, value in file.metadata().items()}
-        scored = Scored(**{scorer: TokenScores(**parts) for scorer, parts in scores.items()})
-        known = {"version": about["version"], "unscored": tuple(about["unscored"]), "scores": scored}
+        known = {"version": about["version"], "unscored": tuple(about["unscored"]), "scores": Scored(*scores)}
         return cls(**lists, keep=keep, **known, **plain)  # type: ignore[arg-type]
 
 

@@ -88,7 +88,7 @@ class Scored:
     teacher: TokenScores = TokenScores()
     initial: TokenScores = TokenScores()
     """By the student as it was when the run began."""
-    ahead: Mapping[Any, Tensor] = field(default_factory=dict)
+    ahead: Mapping[Any, Tensor] = field(default_factory=dict, kw_only=True)
     """float [N] by objective: what its loss depends on of other tokens; see `Objective.ahead`."""
 
     def of(self, target: str) -> TokenScores:
@@ -98,4 +98,5 @@ class Scored:
     def rows(self, tokens: Tensor | slice, device: torch.device | None = None) -> "Scored":
         """See `TokenScores.rows`."""
         ahead = {key: value[tokens].to(device or value.device) for key, value in self.ahead.items()}
-        return Scored(*(s.rows(tokens, device) for s in (self.behaviour, self.teacher, self.initial)), ahead)
+        parts = (scores.rows(tokens, device) for scores in (self.behaviour, self.teacher, self.initial))
+        return Scored(*parts, ahead=ahead)
