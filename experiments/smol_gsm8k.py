@@ -5,8 +5,8 @@
 
 Both students answer the same problems with the same random numbers, one answer each. KL(student || teacher) over the
 whole vocabulary, mean over an answer's tokens: of each on its own answers, and of both on the answers of the first,
-where they differ in the weights alone. Paired differences with t intervals over problems. Writes
-results/smol_gsm8k.json.
+where they differ in the weights alone. Also whether the answers are right, by the run's verifier. Paired differences
+with t intervals over problems. Writes --out.
 """
 
 import argparse
@@ -25,9 +25,10 @@ import yaml
 from scipy import stats
 
 from driftgate.config import ModelSettings, TrainConfig
-from driftgate.data.problems import Problem, jsonl_rows, parse_problems
-from driftgate.data.prompts import Prompt, encode_prompts
+from driftgate.data.problems import Problem, parse_problems
+from driftgate.data.prompts import Prompt
 from driftgate.data.response import Response
+from driftgate.data.rows import read_rows
 from driftgate.evaluate.divergence import divergence_by_prompt
 from driftgate.files import json_rows
 from driftgate.models import load
@@ -35,6 +36,9 @@ from driftgate.models.policy import Policy
 from driftgate.recipe import check_config
 from driftgate.rollout.engine import Request, Sampling
 from driftgate.rollout.hf import HFEngine
+from driftgate.train.routing import encoded as encode_all
+from driftgate.train.routing import views_of
+from driftgate.verify.choose import verifier_of
 
 
 def policy_of(settings: ModelSettings) -> tuple[Policy, Any]:
@@ -72,9 +76,16 @@ def divergence_on(
 
 
 def encoded(config: TrainConfig, problems: list[Problem], tokenizer: Any) -> list[Prompt]:
-    return encode_prompts(
-        problems, tokenizer, config.prompts, config.rollout.max_new_tokens, None, config.teacher_model().context
-    )
+    views = views_of(config, tokenizer, {"teacher": tokenizer})
+    return encode_all(problems, config, views, None, {"teacher": None})
+
+
+def right(config: TrainConfig, problems: list[Problem], answers: list[Response]) -> list[bool]:
+    """By the verifier of the run's settings."""
+    tokenizer: Any = load.load_tokenizer(config.student, "student")
+    texts = [tokenizer.decode(list(answer.ids), skip_special_tokens=True) for answer in answers]
+    with verifier_of(config.prompts.verify) as verifier:
+        return verifier.grade_many((text, problem.answer) for text, problem in zip(texts, problems))
 
 
 def share(changes: list[float]) -> float:
@@ -96,6 +107,7 @@ def arguments_of_command() -> argparse.Namespace:
     parser.add_argument("--held-out", type=Path, required=True)
     parser.add_argument("--skip", type=int, default=0, help="leave out so many problems first")
     parser.add_argument("--problems", type=int, default=160)
+    parser.add_argument("--out", type=Path, default=Path("results/smol_gsm8k.json"))
     parser.add_argument("--threads", type=int, default=1, help="of each of the two processes")
     return parser.parse_args()
 
@@ -130,6 +142,14 @@ def divergences(divergence: dict[str, list[float]], answers: dict[str, list[Resp
     }
 
 
+def verdicts(config: TrainConfig, problems: list[Problem], answers: dict[str, list[Response]]) -> dict[str, Any]:
+    """Share of right answers with 95 % t intervals over problems, and the paired change."""
+    by_problem = {name: right(config, problems, part) for name, part in answers.items()}
+    changes = [float(after) - before for after, before in zip(by_problem["after"], by_problem["before"])]
+    shares = {name: interval([float(verdict) for verdict in part]) for name, part in by_problem.items()}
+    return {"right": shares | {"change": interval(changes)}, "right_by_problem": by_problem}
+
+
 def training(run: Path) -> dict[str, Any]:
     """Of the run: the loss of each update, and the seconds of all phases."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -151,7 +171,7 @@ def examples(config: TrainConfig, problems: list[Problem], answers: dict[str, li
 def main() -> None:
     arguments, began = arguments_of_command(), time.time()
     config = check_config(yaml.safe_load((arguments.run / "config.yaml").read_text()))
-    problems = parse_problems(jsonl_rows(arguments.held_out, "--held-out"))
+    problems = parse_problems(read_rows(str(arguments.held_out), "--held-out"))
     problems = problems[arguments.skip : arguments.skip + arguments.problems]
     students = {"before": config.student.path, "after": str(arguments.run)}
     answers, divergence = measured(config, students, problems, arguments.threads)
@@ -164,13 +184,14 @@ def main() -> None:
         "problems": len(problems),
         "unit": "nats a token, KL(student || privileged teacher), whole vocabulary, temperature 1",
         **divergences(divergence, answers),
+        **verdicts(config, problems, answers),
         **training(arguments.run),
         "divergence_by_problem": divergence,
         "tokens_by_problem": {name: [len(a.ids) for a in part] for name, part in answers.items()},
         "examples": examples(config, problems, answers),
     }
-    Path("results/smol_gsm8k.json").write_text(json_rows(report) + "\n")
-    for name in ("before", "after", "change on own answers", "change on the answers of before", "token_mean"):
+    arguments.out.write_text(json_rows(report) + "\n")
+    for name in ("before", "after", "change on own answers", "change on the answers of before", "token_mean", "right"):
         print(name, report[name])
 
 

@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 from bad_input import drive, problem, reference_term, write_prompts
-from conftest import make_model
 from transformers import AutoTokenizer
 
 
@@ -245,25 +244,18 @@ def test_logits_that_the_head_does_not_make_are_refused(command, pair, monkeypat
     assert "its logits are off by up to" in said
 
 
-def test_sliding_windows_are_refused(command, tmp_path):
-    folder = make_model(tmp_path / "m", 1, use_sliding_window=True, sliding_window=8, max_window_layers=1)
-    code, said = command(student={"path": folder})
-    assert code == 2
-    assert "full attention" in said
-
-
-def test_a_window_that_the_cache_would_not_keep_is_refused(command, tmp_path):
-    from transformers import MistralConfig, MistralForCausalLM
+def test_an_encoder_is_refused(command, tmp_path):
+    from transformers import BertConfig, BertLMHeadModel
 
     from driftgate.sandbox.tokenizer import build_tokenizer
 
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = MistralConfig(vocab_size=48, num_key_value_heads=1, sliding_window=8, eos_token_id=1, **shape)
-    MistralForCausalLM(config).save_pretrained(tmp_path / "m")
+    BertLMHeadModel(BertConfig(vocab_size=48, eos_token_id=1, **shape)).save_pretrained(tmp_path / "m")
     build_tokenizer().save_pretrained(tmp_path / "m")
     code, said = command(student={"path": str(tmp_path / "m")})
     assert code == 2
-    assert "sliding window of 8" in said
+    assert "student.path" in said
+    assert "BertLMHeadModel is not causal" in said
 
 
 def test_damaged_weights(command, pair, tmp_path):

@@ -1,6 +1,7 @@
 """The dry run's arithmetic: sizes by hand, against models as they are, and against figures worked out elsewhere."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +254,13 @@ def test_fewer_rollouts_take_less_time():
     every, third = (run(recipe("qwen3/lsm_none", "steps=30", f"rollout.refresh={n}")) for n in (1, 3))
     assert third.tokens.rollout == pytest.approx(every.tokens.rollout / 3)
     assert third.tokens.trained == every.tokens.trained
+
+
+def test_layers_that_are_no_attention_are_refused(tmp_path: Path):
+    settings = {"model_type": "qwen3_5_text", "num_hidden_layers": 2, "layer_types": ["linear_attention"] * 2}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"layers that are no attention \(linear_attention\) cannot be estimated"):
+        shape_of(str(tmp_path), "student")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "falcon_h1"}))
+    with pytest.raises(InputError, match="layers that are no attention cannot be estimated"):
+        shape_of(str(tmp_path), "student")

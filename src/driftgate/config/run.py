@@ -10,7 +10,7 @@ from .gate import GateSettings
 from .models import STUDENT, StudentSettings, TeacherSettings
 from .prompts import PromptSettings
 from .rollout import RolloutSettings
-from .teachers import check_caches, check_one_way, check_served, check_several, check_views, settled
+from .teachers import check_caches, check_one_way, check_served, check_several, check_sources, check_views, settled
 from .terms import ObjectiveSettings, TermSettings
 from .training import CheckpointSettings, DiagnosticSettings, OptimizerSettings
 
@@ -74,6 +74,7 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _teachers(self) -> "TrainConfig":
         check_one_way(self.teacher, self.teachers)
+        check_sources(self)
         check_views(self)
         check_served(self)
         check_caches(self)

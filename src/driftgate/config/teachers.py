@@ -61,6 +61,16 @@ def check_several(config: TrainConfig) -> None:
         raise ValueError(f"{setting} with teachers: {does}, and each problem has its own; give one `teacher` instead")
 
 
+def check_sources(config: TrainConfig) -> None:
+    """The sources of a mixture name teachers that there are."""
+    for name, source in config.prompts.mix.items():
+        if source.teacher is not None and source.teacher not in config.teachers:
+            raise ValueError(
+                f"prompts.mix.{name}.teacher = {source.teacher}: there is no teachers.{source.teacher}; name one of "
+                f"`teachers`, or take it out"
+            )
+
+
 def check_served(config: TrainConfig) -> None:
     """With a teacher on servers nothing is set that needs its weights, or another temperature than 1."""
     for role, teacher in config.served_teachers.items():

@@ -25,6 +25,8 @@ class Chat:
     args: Mapping[str, Any]
     args_setting: str
     system: str | None
+    replaces_system: bool = False
+    """Whether `system` takes the place of a conversation's own."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,18 @@ class View:
     def text(self, problem: Problem) -> str:
         """The prompt with its special tokens as text. Raises InputError for a template that cannot be rendered."""
         filled = _fill(self.template, problem, self.template_setting)
-        return filled if self.chat is None else _render(self.tokenizer, self.chat, _messages(self.chat, filled))
+        if self.chat is not None:
+            return _render(self.tokenizer, self.chat, _messages(self.chat, problem, filled))
+        if problem.messages is not None:
+            raise InputError(f"prompts.chat = false: problem {problem.id!r} is a conversation; set prompts.chat=true")
+        return filled
+
+    def ending(self, problem: Problem) -> str:
+        """What follows the last field of the template; in chat, the user's message."""
+        if self.chat is None:
+            return self.template.rpartition("}")[2]
+        filled = _fill(self.template, problem, self.template_setting)
+        return self.text(problem).rpartition(filled.strip())[2]
 
     def encode(self, problem: Problem) -> tuple[int, ...]:
         """Token ids of the prompt. Raises InputError where there are none."""
@@ -79,7 +92,7 @@ def teacher_view(student: View, settings: TeacherSettings, role: str, tokenizer:
     if settings.template_args is not None:
         chat = replace(chat, args=settings.template_args, args_setting=f"{role}.template_args")
     if settings.system is not None:
-        chat = replace(chat, system=settings.system)
+        chat = replace(chat, system=settings.system, replaces_system=True)
     if settings.chat_template is not None:
         own = settings.chat_template == OWN
         found = replace(found, tokenizer=tokenizer) if own else found
@@ -105,9 +118,20 @@ def _fill(template: str, problem: Problem, setting: str) -> str:
     return text
 
 
-def _messages(chat: Chat, text: str) -> list[dict[str, str]]:
-    system = [{"role": "system", "content": chat.system}] if chat.system else []
-    return [*system, {"role": "user", "content": text}]
+def _messages(chat: Chat, problem: Problem, text: str) -> list[dict[str, str]]:
+    """text: in place of the last user's message of a conversation. Its own system message stays, unless the role is a
+    teacher with one."""
+    turns = problem.messages or (("user", text),)
+    if turns[-1][0] != "user":
+        raise InputError(
+            f"prompts.path: the conversation of problem {problem.id!r} ends with a message of {turns[-1][0]!r}; the "
+            f"next turn is the student's to write, so end it with the user's"
+        )
+    own = [content for role, content in turns if role == "system"]
+    system = [chat.system] if chat.system is not None and (chat.replaces_system or not own) else own
+    said = [(role, content) for role, content in turns[:-1] if role != "system"]
+    every = [*(("system", content) for content in system if content), *said, ("user", text)]
+    return [{"role": role, "content": content} for role, content in every]
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, chat: Chat, messages: list[dict[str, str]]) -> str:

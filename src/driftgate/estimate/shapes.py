@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from ..errors import InputError
 from ..models.sources import SMOL, resolve
@@ -86,6 +86,10 @@ KNOWN = {
 """By the start of a model's name. Versions of a model (-Base, -Instruct, your own) have the same sizes."""
 
 
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers that are estimated. One with a window counts as if it saw everything, so its cache is smaller."""
+
+
 def shape_of(path: str, role: str) -> Shape:
     """Sizes of the model that `ROLE.path` names. Reads neither its weights nor the network.
 
@@ -104,7 +108,7 @@ def shape_of(path: str, role: str) -> Shape:
                 f"({', '.join(KNOWN)}), so nothing can be estimated; give a local folder"
             ) from None
         return known
-    return _of_config(config, path, role)
+    return _of_config(config.get_text_config(), path, role)
 
 
 def _by_name(path: str) -> Shape | None:
@@ -115,6 +119,12 @@ def _by_name(path: str) -> Shape | None:
 def _of_config(config: Any, path: str, role: str) -> Shape:
     if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
         raise InputError(f"{role}.path = {path!r}: mixtures of experts cannot be estimated; leave the estimate out")
+    kinds = set(getattr(config, "layer_types", None) or ()) - ATTENTION
+    if kinds or getattr(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), "_is_stateful", False):
+        shown = f" ({', '.join(sorted(kinds))})" if kinds else ""
+        raise InputError(
+            f"{role}.path = {path!r}: layers that are no attention{shown} cannot be estimated; leave the estimate out"
+        )
     try:
         heads = config.num_attention_heads
         return Shape(

@@ -25,10 +25,14 @@ def fitting_batch(policy: Policy, positions: int, free: int | None = None) -> in
 
 
 def bytes_per_token(policy: Policy) -> int:
-    """Keys and values of all layers for one token: 2 x layers x key-value heads x head size x bytes a number."""
-    config: Any = policy.model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    """Keys and values of all layers for one token: 2 x layers x key-value heads x head size x bytes a number.
+
+    Too much, so on the safe side, for layers with a window or a recurrent state; a model without heads counts as one.
+    """
+    config: Any = policy.model.config.get_text_config()
+    own = getattr(config, "num_attention_heads", None) or 1
+    heads = getattr(config, "num_key_value_heads", None) or own
+    size = getattr(config, "head_dim", None) or config.hidden_size // own
     dtype = DTYPES[policy.compute] if policy.compute else policy.head.weight.dtype
     return 2 * config.num_hidden_layers * heads * size * dtype.itemsize
 

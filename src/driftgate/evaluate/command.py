@@ -7,8 +7,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from ..config import PromptSettings
 from ..config.exam import ExamSettings
-from ..config.verify import verify_settings
 from ..progress import bars
 from .evaluate import check_settings, evaluate, load_examinee, responses_of
 from .measures import shown
@@ -26,7 +26,7 @@ def run_eval(
     """Evaluate `model` and print its table; samples.jsonl and result.json go to `out`. Where neither dtype nor compute
     is given, a run folder's model has those that it was trained with, another float32."""
     settings = _as_trained(model, settings)
-    check_settings(settings)
+    check_settings(settings, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
     quantise = None
     if dtype is None and compute is None:
         student = _settings_of_run(model).get("student", {})
@@ -42,14 +42,9 @@ def run_eval(
 def _as_trained(model: str, settings: ExamSettings) -> ExamSettings:
     """Where nothing is said, a run folder's model is shown problems as it was trained to see them."""
     run = _settings_of_run(model)
-    shown, stop_ids = run.get("prompts", {}), run.get("rollout", {}).get("stop_ids")
-    template = settings.template if settings.template is not None else shown.get("template", "{problem}")
-    chat = settings.chat if settings.chat is not None else shown.get("chat", False)
-    system = shown.get("system") if chat else None
-    stops = tuple(stop_ids or ()) or None
-    verify = settings.verify or verify_settings(shown.get("verify", "math"))
-    trained = {"template": template, "chat": chat, "system": system, "stop_ids": stops, "verify": verify}
-    return settings.model_copy(update=trained)
+    shown = {name: value for name, value in run.get("prompts", {}).items() if name in PromptSettings.model_fields}
+    stop_ids = run.get("rollout", {}).get("stop_ids")
+    return settings.shown_as(PromptSettings.model_validate({"path": "", **shown}), tuple(stop_ids or ()) or None)
 
 
 def _settings_of_run(model: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A problem's samples are keyed by (seed, benchmark, problem, sample), so two mode
 same random numbers, and an evaluation that was interrupted goes on as if it had not been.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ..data.response import Response
 from ..data.templates import student_view
 from ..errors import InputError
 from ..models import load
+from ..models.causal import check_causal
 from ..models.head import check_head
 from ..models.identity import fingerprint
 from ..models.policy import Policy
@@ -62,6 +64,7 @@ def load_examinee(
     tokenizer = load.load_tokenizer(settings, "model")
     model = load.load_model(settings, "model", load.pick_device(device))
     policy = Policy(model, compute)
+    check_causal(policy, "model", path)
     check_head(policy, "model", path)
     return Examinee(policy, tokenizer, path)
 
@@ -109,6 +112,8 @@ def evaluate(
 def _asked(examinee: Examinee, settings: ExamSettings, pins: dict[str, Any]) -> dict[str, Any]:
     """Everything that the samples depend on; not the batch, which decides how long they take."""
     chosen = {name: value for name, value in settings.described().items() if name not in ("benchmarks", "batch")}
+    if settings.chat_template is not None:
+        chosen["chat_template"] = hashlib.sha256(Path(settings.chat_template).expanduser().read_bytes()).hexdigest()
     return {
         "settings": chosen | {"stop_ids": settings.stop_ids or examinee.stop_ids()},
         "benchmarks": pins,
@@ -127,6 +132,8 @@ def _encode(examinee: Examinee, problems: Sequence[Problem], settings: ExamSetti
         template=settings.template or "{problem}",
         chat=bool(settings.chat),
         system=settings.system,
+        chat_template=settings.chat_template,
+        template_args=settings.template_args or {},
         max_tokens=10**9,
     )
     context = load.context_length(examinee.policy.model)
@@ -218,12 +225,16 @@ def _graded(rows: Sequence[Row], verifier: Verifier) -> list[Row]:
     return [row | {"answer": answer, "correct": verdict} for row, answer, verdict in zip(rows, answers, verdicts)]
 
 
-def check_settings(settings: ExamSettings) -> None:
-    """Raises InputError before the model is loaded; published benchmarks are fetched for it."""
+def check_settings(settings: ExamSettings, say: Callable[[str], None] = lambda line: None) -> None:
+    """Raises InputError before the model is loaded; published benchmarks are fetched for it. say: gets a line about
+    each file of the user's own."""
+    for name in ("chat_template", "template_args", "system"):
+        if getattr(settings, name) and not settings.chat:
+            raise InputError(f"--{name.replace('_', '-')}: belongs to a chat template; add --chat, or take it out")
     if len({benchmark_name(name) for name in settings.benchmarks}) < len(settings.benchmarks):
         raise InputError(f"--benchmark: {', '.join(settings.benchmarks)} names one twice")
     for name in settings.benchmarks:
-        problems = load_benchmark(name, settings.limit)
+        problems = load_benchmark(name, settings.limit, say)
         check_answers(settings.verify or MathSettings(), {p.id: p.answer for p in problems}, f"--benchmark {name}")
 
 

@@ -43,8 +43,7 @@ def load_model(settings: ModelSettings, role: str, device: torch.device) -> nn.M
     """A causal LM on `device`, in evaluation mode; of an adapter's folder its base with the adapter merged. `role` is
     "student", "teacher" or "model".
 
-    Raises InputError where there is none, where its attention is not full causal attention, for a mixture of experts
-    in float64, and for 4 bits without a GPU.
+    Raises InputError where there is none, and for 4 bits without a GPU.
     """
     path = resolve(settings.path, role)
     if (base := adapter_base(path)) is not None:
@@ -55,14 +54,11 @@ def load_model(settings: ModelSettings, role: str, device: torch.device) -> nn.M
     quantised = loading_of(settings, role, dtype, device)
     try:
         config = AutoConfig.from_pretrained(path)
-        _refuse_attention(config, role, settings.path)
-        _refuse_wide_experts(config, role, settings.dtype)
-        # the rollout's masks are made for sdpa
-        how = {"dtype": dtype, "attn_implementation": "sdpa"}
-        model = AutoModelForCausalLM.from_pretrained(path, **how, **quantised)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **_kernels(config, dtype), **quantised)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(_missing(role, settings.path, "causal language model", error)) from None
     _mend_generation_config(model)
+    _mend_body(model)
     return model if quantised else model.to(device)
 
 
@@ -145,61 +141,18 @@ def context_length(model: Any) -> int | None:
     return getattr(model.config, "max_position_embeddings", None)
 
 
-def _refuse_attention(config: Any, role: str, path: str) -> None:
-    """The rollout's cache and masks show every earlier position to every layer, and add nothing to its scores."""
-    causes = _other_attention(config)
-    if causes:
-        raise InputError(
-            f"{role}.path = {path!r}: {', '.join(causes)}: not supported, only full attention is; choose another model"
-        )
+def _kernels(config: Any, dtype: torch.dtype) -> dict[str, str]:
+    """How attention and experts are computed: by torch's fused attention where that is exact, else step by step.
 
-
-_ALIBI = "position biases (ALiBi)"
-_ADDED = {"bloom": _ALIBI, "mpt": _ALIBI, "gpt_oss": "attention sinks"}
-"""By model type: what is added to the attention scores, where no setting says so."""
-
-
-def _other_attention(config: Any) -> list[str]:
-    """What keeps the model that `config` describes from full causal attention, with the setting and its value."""
-    kind, text = f"model_type = {config.model_type!r}", config.get_text_config()
+    A cap on attention scores is part of no fused kernel: transformers' sdpa would leave it out without a word. torch's
+    product of many experts at once (grouped_mm) has no type wider than float32.
+    """
+    text = config.get_text_config()
     architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if getattr(architecture, "_is_stateful", False):
-        return [f"a recurrent state instead of attention, or beside it ({kind})"]
-    causes = _windows(text)
-    if added := _ADDED.get(config.model_type):
-        causes.append(f"{added} ({kind})")
-    if getattr(text, "alibi", False):
-        causes.append(f"{_ALIBI} (alibi = True)")
-    if cap := getattr(text, "attn_logit_softcapping", None):
-        causes.append(f"a cap on attention scores (attn_logit_softcapping = {cap})")
-    if not causes and not getattr(architecture, "_supports_sdpa", True):
-        causes.append(f"attention that torch's scaled_dot_product_attention does not compute ({kind})")
-    return causes
-
-
-def _windows(text: Any) -> list[str]:
-    kinds, window = set(getattr(text, "layer_types", None) or ()), getattr(text, "sliding_window", None)
-    if not kinds and window is not None and getattr(text, "use_sliding_window", True):
-        return [f"a sliding window of {window} (sliding_window)"]
-    if kinds - {"full_attention"}:
-        shown = f", sliding_window = {window}" if window is not None else ""
-        return [f"layers of kind {sorted(kinds)} (layer_types{shown})"]
-    return []
-
-
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-
-
-def _refuse_wide_experts(config: Any, role: str, dtype: str) -> None:
-    """torch multiplies the matrices of many experts at once (grouped_mm) in no type wider than float32."""
-    settings = config.get_text_config().to_dict()
-    experts = {name: settings[name] for name in _EXPERTS if settings.get(name)}
-    if dtype == "float64" and experts:
-        name, count = next(iter(experts.items()))
-        raise InputError(
-            f"{role}.dtype = 'float64': this model is a mixture of experts ({name} = {count}), which runs in "
-            f"float32 and bfloat16 only; set it to float32"
-        )
+    capped = getattr(text, "attn_logit_softcapping", None) is not None
+    fused = getattr(architecture, "_supports_sdpa", True) and not capped
+    experts = {"experts_implementation": "eager"} if dtype == torch.float64 else {}
+    return {"attn_implementation": "sdpa" if fused else "eager", **experts}
 
 
 def _mend_generation_config(model: Any) -> None:
@@ -207,6 +160,12 @@ def _mend_generation_config(model: Any) -> None:
     settings = model.generation_config
     if settings is not None and not settings.do_sample:
         settings.temperature = settings.top_p = settings.top_k = None
+
+
+def _mend_body(model: Any) -> None:
+    """Llama 4 names its body as a part of the model with images, which it does not have."""
+    if model.base_model is model and hasattr(model, "model"):
+        model.base_model_prefix = "model"
 
 
 def _missing(role: str, path: str, what: str, error: Exception) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cache import ResponseCache, ResponseLayer
+from .layers import has_full_attention
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 Linear = tuple[Tensor, Tensor | None]
@@ -24,13 +25,13 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def can_decode(model: Any) -> bool:
-    """Whether `DecodeStep` supports a causal LM: its model type, no adapters, SiLU, and rotary positions that do not
-    change with the length."""
+    """Whether `DecodeStep` supports a causal LM: its model type, no windows, no adapters, SiLU, and rotary positions
+    that do not change with the length."""
     config = model.config
     plain = all(type(part) is nn.Linear for name, part in model.named_modules() if name.split(".")[-1] in LINEARS)
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     known = config.model_type in MODEL_TYPES and config.hidden_act == "silu"
-    return known and plain and rope not in ("dynamic", "longrope")
+    return known and plain and has_full_attention(model) and rope not in ("dynamic", "longrope")
 
 
 class _Layer(NamedTuple):

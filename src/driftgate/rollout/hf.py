@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import keyed
 from ..data.response import Response
@@ -16,6 +16,7 @@ from ..models.policy import Policy
 from .blend import blend
 from .engine import Request, Sampling
 from .reader import Reader
+from .readers import kind_of_reader
 from .sampling import sample
 
 
@@ -34,6 +35,7 @@ class HFEngine:
         self.batch = batch
         self.guide = guide
         self.version = 0
+        self.kinds: dict[int, type[Reader]] = {}
 
     def load(self, policy: Policy, version: int) -> None:
         """Only the number: it decodes on the live weights of `policy`."""
@@ -48,15 +50,24 @@ class HFEngine:
         Raises ValueError for a budget without a guide, or a guide with another vocabulary.
         """
         models = [(policy.for_decoding(), policy.vocabulary) for policy in self._policies(sampling.budget)]
+        kinds = [self._kind(number, model) for number, (model, _) in enumerate(models)]
         responses: list[list[Response]] = [[] for _ in requests]
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt), i))
         for part in self._parts(requests, order):
             chosen = [requests[i] for i in part]
             prompts = [r.prompt for r in chosen], [r.for_teacher for r in chosen]
-            readers = [Reader(*model, shown, sampling.max_new_tokens) for model, shown in zip(models, prompts)]
+            readers = [
+                kind(*model, shown, sampling.max_new_tokens) for kind, model, shown in zip(kinds, models, prompts)
+            ]
             for index, group in zip(part, _Decoder(readers, sampling, chosen, advance or (lambda n: None)).run()):
                 responses[index] = [replace(response, version=self.version) for response in group]
         return responses
+
+    def _kind(self, number: int, model: nn.Module) -> type[Reader]:
+        """How the student (0) or the guide (1) is read; found out once."""
+        if number not in self.kinds:
+            self.kinds[number] = kind_of_reader(model)
+        return self.kinds[number]
 
     def _policies(self, budget: float | None) -> list[Policy]:
         """The models that decode: the student, then the guide where there is a budget."""

@@ -21,7 +21,10 @@ hidden @ head.T."""
 
 
 class Reader:
-    """A model, its own prompts and its cache. `hidden` [B, H] is the state that predicts each row's next token."""
+    """A model, its own prompts and its cache. `hidden` [B, H] is the state that predicts each row's next token.
+
+    This class itself is for models with full attention in every layer. Others read by a subclass, see `readers`.
+    """
 
     hidden: Tensor
 

@@ -30,9 +30,8 @@ def check_problems(problems: Sequence[Problem], config: TrainConfig) -> None:
         lacking = [problem.id for problem in problems if getattr(problem, name) is None]
         if why and lacking:
             raise InputError(
-                f"prompts.path = {config.prompts.path}: {why}, but problem {lacking[0]!r} has no {name} "
-                f"({len(lacking)} of {len(problems)} lack it); add it, name its column with prompts.columns, or remove "
-                f"that setting"
+                f"{config.prompts.place}: {why}, but problem {lacking[0]!r} has no {name} ({len(lacking)} of "
+                f"{len(problems)} lack it); add it, name its column with prompts.columns, or remove that setting"
             )
 
 

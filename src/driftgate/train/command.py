@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from ..config import TrainConfig
+from ..data.held_out import write_held_out
 from ..errors import InputError, RunError
 from ..recipe import run_code
 from ..stop import Stopped, StopSignal
@@ -18,6 +19,7 @@ from .build import build_run
 from .display import Display
 from .loop import train
 from .run import Run
+from .shown import differences, lines_of, shown_prompts
 
 Savings = Callable[[TrainConfig], Sequence[tuple[str, float]]]
 """Settings that would save GPU memory, the one that saves most first, with the bytes saved by estimate."""
@@ -55,10 +57,7 @@ def run(
         if first:
             _write_head(made, problems)
         console = console if first else Console(quiet=True)
-        if made.position.step or made.position.update:
-            console.print(f"resuming {out} at {made.position.name}", highlight=False)
-        if made.shared is not None:
-            console.print(made.shared.describe(), highlight=False)
+        _announce(made, console)
         with (
             closing(made.engines),
             made.grader,
@@ -68,6 +67,18 @@ def run(
             _train(made, console, savings)
     if first:
         console.print(f"{made.config.steps} steps done; model in {folder.final_model(out)}", highlight=False)
+
+
+def _announce(made: Run, console: Console) -> None:
+    """What is to be known before the first step."""
+    how = made.config, made.prompts, made.views
+    begun = made.position.step or made.position.update
+    lines = [f"resuming {made.out} at {made.position.name}"] if begun else []
+    lines += made.problems.said
+    lines += [] if begun else lines_of(shown_prompts(*how), differences(*how))
+    lines += [made.shared.describe()] if made.shared is not None else []
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _train(made: Run, console: Console, savings: Savings | None) -> None:
@@ -105,12 +116,15 @@ def _elsewhere(setting: str) -> str:
 
 
 def _write_head(made: Run, problems: str) -> None:
-    """config.yaml, and this session's entry of environment.json."""
+    """config.yaml, the problems held out, and this session's entry of environment.json."""
     folder.write_config(made.out / "config.yaml", made.config)
+    write_held_out(made.out, made.problems.held_out)
     environment = {
         "began_at": made.position.name,
         "problems_sha256": problems,
+        "problems_said": made.problems.said,
         "ranks": made.world.size,
+        "prompts_shown": shown_prompts(made.config, made.prompts, made.views),
         **{f"{role}_sha256": value for role, value in made.fingerprints.items()},
         **({"served_teachers": folder.shown_served(made.served)} if made.served else {}),
         **({"peft": metadata.version("peft")} if made.policy.adapters is not None else {}),

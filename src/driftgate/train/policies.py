@@ -9,6 +9,7 @@ from ..config import TrainConfig
 from ..config.models import STUDENT
 from ..errors import InputError
 from ..models import load, lora
+from ..models.causal import check_causal
 from ..models.head import check_head
 from ..models.policy import Policy
 from ..models.views import AdapterView
@@ -27,8 +28,10 @@ def load_policies(
     InputError."""
     policy = _student(config, checkpoint_model, device)
     targets = {role: _teacher(config, role, policy, device) for role in config.local_teachers}
+    check_causal(policy, "student", config.student.path)
     check_head(policy, "student", config.student.path)
     for role, target in targets.items():
+        check_causal(target, role, config.teacher_roles[role].path)
         check_head(target, role, config.teacher_roles[role].path)
     if needs_initial(config):
         targets["initial"] = _initial(config, policy, device)

@@ -103,6 +103,21 @@ def rollout_metrics(batch: Experience, rows: Sequence[dict[str, Any]]) -> dict[s
     return metrics
 
 
+def rollout_by_source(prompts: Sequence[Prompt], rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Of each source of a mixture that the batch has a prompt of: its share of all response tokens, and the share of
+    right responses among those that the student wrote and that have a verdict. Empty without a mixture."""
+    found: dict[str, float] = {}
+    tokens = sum(len(row["ids"]) for row in rows)
+    for name in sorted({prompt.problem.source for prompt in prompts if prompt.problem.source}):
+        ids = {prompt.problem.id for prompt in prompts if prompt.problem.source == name}
+        own = [row for row in rows if row["prompt"] in ids]
+        found[f"source.{name}.share"] = sum(len(row["ids"]) for row in own) / tokens
+        verdicts = [row["correct"] for row in own if row["correct"] is not None and not row["reference"]]
+        if verdicts:
+            found[f"source.{name}.correct"] = float(np.mean(verdicts))
+    return found
+
+
 def distances(batch: Experience, group: tuple[int, ...] = ()) -> dict[str, float]:
     """Differences of log-probabilities, in nats, over the tokens that the student wrote.
 

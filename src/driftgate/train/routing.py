@@ -10,7 +10,7 @@ from ..config import TrainConfig
 from ..data.experience import Experience
 from ..data.problems import Problem
 from ..data.prompts import Prompt, encode_prompts
-from ..data.templates import student_view, teacher_view
+from ..data.templates import View, student_view, teacher_view
 from ..errors import InputError
 
 
@@ -18,41 +18,53 @@ def check_routes(problems: Sequence[Problem], config: TrainConfig) -> None:
     """With several teachers every problem names one of them, and every teacher has a problem. Raises InputError."""
     if not config.teachers:
         return
-    names, column = sorted(config.teachers), config.prompts.columns.get("teacher", "teacher")
+    names, prompts = sorted(config.teachers), config.prompts
     for problem in problems:
         if problem.teacher not in config.teachers:
             shown = "names no teacher" if problem.teacher is None else f"names the teacher {problem.teacher!r}"
+            column = prompts.sources[problem.source or ""].columns.get("teacher", "teacher")
+            setting = prompts.setting_of(problem.source)
+            mend = f", or set {setting}.teacher" if prompts.mix else ""
             raise InputError(
-                f"prompts.path = {config.prompts.path}: problem {problem.id!r} {shown} in column {column!r}; the "
-                f"teachers are {', '.join(names)}; mend the column, or name another with prompts.columns.teacher=..."
+                f"{prompts.place}: problem {problem.id!r} {shown} in column {column!r}; the teachers are "
+                f"{', '.join(names)}; mend the column, or name another with {setting}.columns.teacher=...{mend}"
             )
     used = {problem.teacher for problem in problems}
     if unused := [name for name in names if name not in used]:
+        where = "" if prompts.mix else f" in column {prompts.columns.get('teacher', 'teacher')!r}"
         raise InputError(
-            f"teachers.{unused[0]}: no problem of prompts.path = {config.prompts.path} names it in column {column!r}; "
-            f"take the teacher out, or mend the column"
+            f"teachers.{unused[0]}: no problem of {prompts.place} names it{where}; take the teacher out, or mend the "
+            f"column"
         )
+
+
+def views_of(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, theirs: Mapping[str, PreTrainedTokenizerBase]
+) -> dict[str, View]:
+    """What each role is shown: "student", and the teachers by role. theirs: the teachers' tokenizers. Raises InputError
+    for a chat template that cannot be used."""
+    student = student_view(tokenizer, config.prompts)
+    teachers = config.teacher_roles.items()
+    return {"student": student} | {role: teacher_view(student, each, role, theirs[role]) for role, each in teachers}
 
 
 def encoded(
     problems: Sequence[Problem],
     config: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    teachers_tokenizers: Mapping[str, PreTrainedTokenizerBase],
+    views: Mapping[str, View],
     context: int | None,
     teacher_contexts: Mapping[str, int | None],
 ) -> list[Prompt]:
-    """The problems as token ids, each as its teacher is to see it. context, teacher_contexts: positions that the
-    student and each teacher were made for. Raises InputError for a prompt that leaves its response no room."""
+    """The problems as token ids, each as its teacher is to see it. views: by role. context, teacher_contexts: positions
+    that the student and each teacher were made for. Raises InputError for a prompt that leaves its response no room,
+    unless such are left out."""
     prompts: dict[str, Prompt] = {}
-    student = student_view(tokenizer, config.prompts)
-    for number, (role, teacher) in enumerate(config.teacher_roles.items()):
+    for number, role in enumerate(config.teacher_roles):
         own = [p for p in problems if not config.teachers or f"teachers.{p.teacher}" == role]
-        view = teacher_view(student, teacher, role, teachers_tokenizers[role])
-        how = config.prompts, config.rollout.max_new_tokens, context, view, teacher_contexts[role], role
-        for prompt in encode_prompts(own, student, *how):
+        how = config.prompts, config.rollout.max_new_tokens, context, views[role], teacher_contexts[role], role
+        for prompt in encode_prompts(own, views["student"], *how):
             prompts[prompt.problem.id] = replace(prompt, teacher=number) if config.teachers else prompt
-    return [prompts[problem.id] for problem in problems]
+    return [prompts[problem.id] for problem in problems if problem.id in prompts]
 
 
 def rollout_by_teacher(config: TrainConfig, batch: Experience) -> dict[str, float]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..config import TrainConfig
 from ..data.prompts import Prompt
 from ..data.rollout import Rollout
+from ..data.templates import View
 from ..models.policy import Policy
 from ..models.save import save_model
 from ..models.vocabularies import SharedVocabulary
@@ -27,6 +28,7 @@ from .display import Display
 from .follow import Follower
 from .learner import Learner
 from .portions import Batch, ScheduledUpdate
+from .problems import RunPrompts
 from .records import distances
 from .rollouts import Engines, controller_after, controller_of
 from .routing import gaps_by_teacher
@@ -51,7 +53,9 @@ class Run:
     """"behaviour" (the student), "teacher" and, where a term is held to it, "initial"."""
     engines: Engines
     learner: Learner
-    prompts: Sequence[Prompt]
+    problems: RunPrompts
+    views: Mapping[str, View]
+    """What each role is shown: "student", and the teachers by their names in the settings."""
     newline_ids: Tensor
     """bool [V], True where a token's text contains a newline."""
     grader: Verifier
@@ -85,6 +89,11 @@ class Run:
             scorer.check = lambda: self.stop.check()  # the signal's handler comes later
         self.latest: dict[str, float] = {}
         """Metrics of the last update."""
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """Those that are trained on."""
+        return self.problems.training
 
     @cached_property
     def metrics(self) -> Metrics:
