@@ -28,7 +28,7 @@ from ..scorers.server import ServedScorer
 from ..world import Alone, World
 from . import checkpoint
 from .checkpoint import Position
-from .checks import check_engines, check_ranks, check_shared, reads_newlines
+from .checks import check_engines, check_ranks, check_shared, reads_newlines, stop_group_of
 from .determinism import prepare_torch
 from .follow import Follower, copies_of
 from .graders import Graders
@@ -55,10 +55,9 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     views = views_of(config, tokenizer, theirs)
     last = next(iter(world.share(checkpoint.all_checkpoints(out / "checkpoints")[-1:])[0]), None)
     policy, targets, served, fingerprints = loaded_policies(config, last, tokenizer, device, world, shared)
+    stop_ids = chosen_stop_ids(config, policy, targets, tokenizer, theirs)
     parked = park(config, policy, targets) if world.size == 1 else {}
     scorers = scorers_for(config, policy, targets, served, parked, fingerprints, world)
-    ends = models_of(config, theirs, targets)
-    stop_ids = load.choose_stop_ids((policy.model, tokenizer), ends, config.rollout.stop_ids)
     prompts = prompts_of(data, config, views, load.context_length(policy.model), contexts_of(config, targets, served))
     learner = learner_of(config, policy, targets, parked, world)
     copies = copies_of(config, policy, targets)
@@ -109,6 +108,21 @@ def loaded_policies(
     if world.size > 1:
         shard_policies(config, policy, targets, device)
     return policy, targets, served, fingerprints
+
+
+def chosen_stop_ids(
+    config: TrainConfig,
+    policy: Policy,
+    targets: Mapping[str, Policy],
+    tokenizer: PreTrainedTokenizerBase,
+    theirs: Mapping[str, PreTrainedTokenizerBase],
+) -> tuple[int, ...]:
+    """The ids that end a response. All models take them as one class where the settings say so. Raises InputError."""
+    teachers = models_of(config, theirs, targets)
+    found = load.choose_stop_ids((policy.model, tokenizer), teachers, config.rollout.stop_ids)
+    for each in (policy, *targets.values()):
+        each.stop_group = stop_group_of(config, found, policy.vocabulary_size)
+    return found
 
 
 def fingerprints_of(
@@ -198,7 +212,7 @@ def scorers_for(
 ) -> dict[str, Scorer]:
     """See `Run.scorers`. Raises InputError where one of them cannot score what is needed."""
     own = {**parked_scorers(scorers_of(config, policy, targets, world), parked), **served}
-    scorers = routed(config, cached(config, own, policy.vocabulary_size, fingerprints, world))
+    scorers = routed(config, cached(config, own, policy, fingerprints, world))
     check_scorers(config, scorers)
     return scorers
 

@@ -78,8 +78,14 @@ def check_supports(config: TrainConfig, vocabulary: int) -> None:
 
 
 def check_engines(config: TrainConfig, shared: SharedVocabulary | None) -> SharedVocabulary | None:
-    """The same. Servers know all of a model's tokens: they would write, or score, those that not all models share.
-    Raises InputError."""
+    """The same. Servers know all of a model's tokens: they would write, or score, those that not all models share. What
+    they say of a token is of its single id. Raises InputError."""
+    if config.rollout.stop_group and config.served_teachers:
+        role = next(iter(config.served_teachers))
+        raise InputError(
+            f"rollout.stop_group = true with {role}.kind = server: a server says what it thinks of single ids, not of "
+            f"the group; set {role}.kind=local, or rollout.stop_group=false"
+        )
     served = [("rollout.engine", "rollout.engine=hf")] if config.rollout.engine.kind != "hf" else []
     served += [(role, f"{role}.kind=local") for role in config.served_teachers]
     if shared is not None and served:
@@ -89,6 +95,21 @@ def check_engines(config: TrainConfig, shared: SharedVocabulary | None) -> Share
             f"and teacher the same added tokens, or set {mend}"
         )
     return shared
+
+
+def stop_group_of(config: TrainConfig, stop_ids: Sequence[int], vocabulary: int) -> tuple[int, ...]:
+    """The ids that end an answer and count as one action; empty where each is its own. vocabulary: ids that all models
+    share. Raises InputError for a group of one."""
+    if not config.rollout.stop_group:
+        return ()
+    group = tuple(dict.fromkeys(i for i in stop_ids if i < vocabulary))
+    if len(group) < 2:
+        raise InputError(
+            f"rollout.stop_group = true: an answer ends with {list(stop_ids)}, and a group needs two ids or more among "
+            f"the {vocabulary} that student and teacher share; set rollout.stop_ids=[ID,ID], or stop_group=false"
+        )
+    check_supports(config, vocabulary - len(group) + 1)
+    return group
 
 
 def check_shared(

@@ -116,17 +116,20 @@ def rollout_by_source(prompts: Sequence[Prompt], rows: Sequence[dict[str, Any]])
     return found
 
 
-def distances(batch: Experience) -> dict[str, float]:
+def distances(batch: Experience, group: tuple[int, ...] = ()) -> dict[str, float]:
     """Differences of log-probabilities, in nats, over the tokens that the student wrote.
 
     mismatch_mean, mismatch_max: |engine - trainer|. teacher_gap: mean of log q - log o. Empty before the first update,
-    which completes the student's log-probabilities, and if the student wrote no token.
+    which completes the student's log-probabilities, and if the student wrote no token. group: ids that the trainer
+    takes as one class (see `method.stop_group`); the engine's log-probability is of the single id, so the mismatch
+    leaves them out.
     """
     old_logp, teacher, own = batch.scores.behaviour.logp, batch.scores.teacher.logp, batch.written[batch.rows]
     if old_logp is None or not own.any():
         return {}
-    gap = (batch.engine_logp - old_logp)[own].abs()
-    metrics = {"mismatch_mean": float(gap.mean()), "mismatch_max": float(gap.max())}
+    single = own & ~torch.isin(batch.ids, torch.tensor(group)) if group else own
+    gap = (batch.engine_logp - old_logp)[single].abs()
+    metrics = {"mismatch_mean": float(gap.mean()), "mismatch_max": float(gap.max())} if len(gap) else {}
     if teacher is not None:
         metrics["teacher_gap"] = float((teacher - old_logp)[own].mean())
     return metrics

@@ -105,7 +105,8 @@ class Run:
     def track(self, update: ScheduledUpdate, metrics: dict[str, float], batch: Batch) -> None:
         """Write an update's metrics down and move on behind it."""
         if update.number == 0:
-            metrics = metrics | distances(batch.student) | gaps_by_teacher(self.config, batch.student)
+            student = batch.student
+            metrics = metrics | distances(student, self.policy.stop_group) | gaps_by_teacher(self.config, student)
         self.metrics.log("update", **update.place, **metrics)
         self.latest = metrics
         self.position.update = update.number + 1
