@@ -50,6 +50,7 @@ AS_ABOVE = {
     "terms.NAME.objective": "objective",
     "terms.NAME.weights": "weights",
     "exam.verify": "prompts.verify",
+    "prompts.mix.NAME.verify": "prompts.verify",
 }
 """Groups that the page describes once."""
 

@@ -25,9 +25,10 @@ import yaml
 from scipy import stats
 
 from driftgate.config import ModelSettings, TrainConfig
-from driftgate.data.problems import Problem, jsonl_rows, parse_problems
+from driftgate.data.problems import Problem, parse_problems
 from driftgate.data.prompts import Prompt
 from driftgate.data.response import Response
+from driftgate.data.rows import read_rows
 from driftgate.evaluate.divergence import divergence_by_prompt
 from driftgate.files import json_rows
 from driftgate.models import load
@@ -170,7 +171,7 @@ def examples(config: TrainConfig, problems: list[Problem], answers: dict[str, li
 def main() -> None:
     arguments, began = arguments_of_command(), time.time()
     config = check_config(yaml.safe_load((arguments.run / "config.yaml").read_text()))
-    problems = parse_problems(jsonl_rows(arguments.held_out, "--held-out"))
+    problems = parse_problems(read_rows(str(arguments.held_out), "--held-out"))
     problems = problems[arguments.skip : arguments.skip + arguments.problems]
     students = {"before": config.student.path, "after": str(arguments.run)}
     answers, divergence = measured(config, students, problems, arguments.threads)

@@ -16,7 +16,7 @@ from driftgate.rollout import vllm_server
 from driftgate.sandbox.tokenizer import build_tokenizer
 from driftgate.serving.client import Limits
 from driftgate.train.build import build_run
-from driftgate.train.portions import Portion, spans_of
+from driftgate.train.portions import Portion, spans_of, with_ahead
 
 torch.set_num_threads(1)
 SOLUTIONS = ["3+4=7", "12-7=5\n5+1=6\n\\boxed{6}", "5*5=25\n25-2=23", "40+2=42\n42-33=9", "9", "1+1=2"]
@@ -59,7 +59,9 @@ def portions_of(config, made, responses, sequences):
     """What an optimiser batch of these student sequences takes of each group of responses: of the others everything."""
     chosen = {name: range(len(batch.responses)) for name, batch in responses.items()} | {"student": sequences}
     return {
-        name: Portion(batch, chosen[name], *spans_of(config, name, batch, made.newline_ids))
+        name: Portion(
+            with_ahead(config, name, batch, 0), chosen[name], *spans_of(config, name, batch, made.newline_ids)
+        )
         for name, batch in responses.items()
     }
 

@@ -52,7 +52,11 @@ def test_unknown_setting_names_the_nearest(command):
         ("prompts.verify={kind: json_schema, equal: true}", "give the schema as file"),
         ("prompts.verify={kind: json_schema, file: nowhere.json}", "verify.file = nowhere.json: cannot be read"),
         ("prompts.verify={kind: function, path: checks.py}", "write module:function"),
-        ("prompts.verify={kind: code}", "prompts.verify"),
+        ("prompts.verify={kind: code, seconds: 0}", "prompts.verify.seconds = 0: input should be greater than 0"),
+        ("prompts.verify={kind: code, workers: 0}", "prompts.verify.workers = 0: input should be greater than 0"),
+        ("prompts.verify={kind: code, memory_gib: 0.1}", "prompts.verify.memory_gib = 0.1"),
+        ("prompts.verify=code", "the answer '7' of problem 'p0' holds no assert: any response would pass"),
+        ("prompts.verify=codes", "prompts.verify"),
     ],
 )
 def test_a_bad_value_is_named_with_its_mend(command, override, expected):

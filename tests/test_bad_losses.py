@@ -175,6 +175,51 @@ ONE_SIDE = "give either above or below"
             "set on_policy=1",
         ),
         (
+            {"objective": {"kind": "sampled_token", "teacher_coef": 0}},
+            "objective: teacher_coef = 0 without reward",
+            "set objective.reward={coef: 1}",
+        ),
+        (
+            {"objective": {"kind": "sampled_token", "teacher_coef": 0, "shape": "sign_log", "reward": {}}},
+            "objective: shape = sign_log with teacher_coef = 0",
+            "take one of the two out",
+        ),
+        (
+            {"objective": {"kind": "sampled_token", "advantage": "recomputed", "shape": "return_to_go"}},
+            "objective: advantage = recomputed with shape = return_to_go",
+            "set advantage=frozen",
+        ),
+        (
+            {"objective": {"kind": "sampled_token", "shape": {"kind": "clip", "low": 2, "high": 1}}},
+            "objective.shape: low = 2 is not below high = 1",
+            "lower low",
+        ),
+        (
+            {"objective": {"kind": "sampled_token", "shape": {"kind": "mixture", "alpha": 1}}},
+            "objective.shape.alpha = 1",
+            "less than 1",
+        ),
+        (
+            {"objective": {"kind": "sampled_token", "reward": {}}, "rollout": {"samples": 1, "max_new_tokens": 40}},
+            "objective.reward with rollout.samples = 1",
+            "set rollout.samples=8",
+        ),
+        (
+            {"objective": {"kind": "divergence", "divergence": "jsd", "support": "teacher", "mass": "residual"}},
+            "objective: mass = residual with divergence = jsd",
+            "set divergence=reverse_kl",
+        ),
+        ({"teacher": None}, "teacher: missing; objective.kind = lsm reads it", "set teacher.path=..."),
+        (
+            {
+                "teacher": None,
+                "objective": {"kind": "sampled_token", "shape": "constant"},
+                "weights": {"w": {"signal": "gap", "map": "exp"}},
+            },
+            "teacher: missing; weights.w reads it",
+            "set teacher.path=...",
+        ),
+        (
             {"rollout": {"max_new_tokens": 40, "horizon": {"kind": "growing", "start": 50}}},
             "rollout: horizon.start = 50 is above max_new_tokens = 40",
             "lower start",
@@ -232,7 +277,7 @@ SAMPLED = {"samples": 3, "max_new_tokens": 40}
 @pytest.mark.parametrize(
     ("changes", "field", "why"),
     [
-        (NEEDS_VERDICTS, "answer", "a weight reads the verifier's verdict"),
+        (NEEDS_VERDICTS, "answer", "a weight or objective.reward reads the verifier's verdict"),
         (NEEDS_SOLUTIONS, "solution", "reference solutions are learned from"),
         ({"rollout": SAMPLED | {"on_policy": 0.5}}, "solution", "rollout.on_policy"),
     ],

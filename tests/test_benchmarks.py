@@ -112,7 +112,7 @@ def test_a_hub_out_of_reach_is_said_with_the_mend(seven):
         raise ConnectionError("no route")
 
     seven.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=fail))
-    with pytest.raises(InputError, match=r"--benchmark gsm8k: hub:openai/gsm8k.*no route.*--benchmark gsm8k=FILE"):
+    with pytest.raises(InputError, match=r"--benchmark gsm8k = hub:openai/gsm8k.*no route.*--benchmark gsm8k=FILE"):
         load_benchmark("gsm8k")
 
 

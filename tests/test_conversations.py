@@ -61,18 +61,19 @@ def test_conversations_are_read_and_the_assistants_last_turn_is_the_solution():
     both = parse_problems([("a:1", rows[0][1] | {"problem": "9"})])[0]
     assert (both.problem, both.messages) == ("9", None)
     chats = [("a:1", {"chat": turns(*asked)})]
-    assert parse_problems(chats, {"messages": "chat"})[0].messages == tuple(asked)
+    assert parse_problems(chats, {"problem": "chat"})[0].messages == tuple(asked)
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
         ("hello", "a:1: 'messages' must be a list of objects"),
+        ([{"role": "user", "content": "1", "tool_calls": [{"name": "add"}]}], "tools, images and other parts are not"),
         (turns(("tool", "3")), "with the roles system, user, assistant"),
         ([{"role": "user", "content": None}], "and a text each"),
         ([], "a:1: 'messages' must end with the user's message"),
         (turns(("user", "1"), ("assistant", "2"), ("assistant", "3")), "must end with the user's message"),
-        (turns(("user", " ")), "'problem' must be a text that is not empty"),
+        (turns(("user", " ")), "'messages' must be a text that is not empty"),
     ],
 )
 def test_conversations_that_cannot_be_gone_on_with_are_refused(given, said):

@@ -13,7 +13,7 @@ from twins import (
 )
 
 from driftgate.method import supports
-from driftgate.method.objectives import candidate_loss, clipped_tokens, divergence, sampled_token_loss
+from driftgate.method.objectives import candidate_loss, clipped_tokens, divergence, log_ratio, sampled_token_loss
 from driftgate.method.objectives import support_divergence as local
 
 
@@ -34,7 +34,8 @@ def test_policy_gradient_and_its_clipped_tokens_equal_their_twin(count, seed, ad
     theirs, held = slow_policy_gradient(twin, behaviour, teacher, *how)
     ours = sampled_token_loss(logp, behaviour, teacher, *how)
     assert_equal_twin(ours, theirs, logp, twin)
-    assert clipped_tokens(logp, behaviour, teacher, *how).tolist() == held
+    gain = log_ratio(logp, behaviour, teacher, advantage)
+    assert clipped_tokens(logp, behaviour, gain, *how[1:]).tolist() == held
     assert (torch.autograd.grad(ours.sum(), logp)[0] == 0).tolist() == held
 
 
@@ -42,7 +43,7 @@ def test_without_a_clip_the_loss_is_the_importance_weighted_advantage():
     logp, behaviour, teacher = normal(0, 30), normal(1, 30), normal(2, 30, scale=3)
     plain = sampled_token_loss(logp, behaviour, teacher, clip=None, dual_clip=None)
     torch.testing.assert_close(plain, -(logp - behaviour).exp() * (teacher - behaviour), rtol=1e-12, atol=0)
-    assert not clipped_tokens(logp, behaviour, teacher, clip=None, dual_clip=None).any()
+    assert not clipped_tokens(logp, behaviour, teacher - behaviour, clip=None, dual_clip=None).any()
 
 
 def test_a_current_ratio_gives_the_score_function_gradient_and_clips_nothing():
@@ -50,7 +51,7 @@ def test_a_current_ratio_gives_the_score_function_gradient_and_clips_nothing():
     loss = sampled_token_loss(logp, behaviour, teacher, "recomputed", ratio="current")
     assert torch.equal(loss, -(teacher - logp))
     assert torch.equal(torch.autograd.grad(loss.sum(), logp)[0], -(teacher - logp))
-    assert not clipped_tokens(logp, behaviour, teacher, ratio="current").any()
+    assert not clipped_tokens(logp, behaviour, teacher - logp, ratio="current").any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -162,7 +163,7 @@ def test_no_tokens_give_no_losses():
 LINE, GRID, IDS = torch.zeros(3), torch.zeros(3, 4), torch.zeros(3, 4, dtype=torch.int64)
 BAD_CALLS = {
     "ratio must be behaviour or current, not 'old'": lambda: sampled_token_loss(LINE, LINE, LINE, ratio="old"),
-    "advantage must be": lambda: clipped_tokens(LINE, LINE, LINE, "fresh"),
+    "advantage must be": lambda: log_ratio(LINE, LINE, LINE, "fresh"),
     "dual_clip must be above 1, not nan": lambda: clipped_tokens(LINE, LINE, LINE, dual_clip=math.nan),
     "clip must be": lambda: candidate_loss(GRID, GRID, GRID, clip=0.0),
     "dual_clip must be above 1, not 0.5": lambda: candidate_loss(GRID, GRID, GRID, dual_clip=0.5),

@@ -13,7 +13,7 @@ from driftgate.config import PromptSettings
 from driftgate.config.exam import ExamSettings
 from driftgate.config.models import TeacherSettings
 from driftgate.data.packing import micro_batches, pack
-from driftgate.data.problems import load_problems, parse_problems
+from driftgate.data.problems import load_problems, parse_problems, read_problems
 from driftgate.data.prompts import encode_prompts
 from driftgate.data.templates import student_view
 from driftgate.errors import InputError
@@ -120,7 +120,7 @@ def test_newline_tokens_are_found_by_their_text():
 def test_a_column_that_no_row_has_is_named():
     rows = [("here:1", {"question": "1+1", "label": "2"})]
     with pytest.raises(InputError, match=r"prompts.columns.answer = 'anwser': no row has this column; the columns are"):
-        parse_problems(rows, {"problem": "question", "answer": "anwser"})
+        read_problems(rows, {"problem": "question", "answer": "anwser"}, "prompts.columns")
     assert parse_problems(rows, {"problem": "question", "answer": "label"})[0].answer == "2"
 
 

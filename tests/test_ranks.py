@@ -59,6 +59,8 @@ CASES = {
     "kl_budget": {"rollout": {"kl_budget": 0.05}},
     "on_policy": {**VOCABULARY, "rollout": {"on_policy": 0.5}},
     "offloaded": {**VOCABULARY, "offload": ["teacher", "optimizer"]},
+    "rewards": {"objective": {"kind": "sampled_token", "shape": "return_to_go", "reward": {"coef": 1.0}}},
+    "residual": {"objective": {"kind": "divergence", "support": "teacher", "k": 4, "mass": "residual"}},
 }
 
 

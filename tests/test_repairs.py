@@ -1,7 +1,6 @@
 """Every shipped repair, control and variant of ours: an update against its slow twin on both models' full logits."""
 
 import copy
-import dataclasses
 import json
 from dataclasses import dataclass
 from functools import cache, partial
@@ -9,6 +8,7 @@ from functools import cache, partial
 import control_twins
 import pytest
 import repair_twins as twin
+import reward_twins
 import torch
 import twin_batch
 from transformers import AutoModelForCausalLM
@@ -97,6 +97,17 @@ CASES = {
         partial(twin.opsm, loss=twin_batch.policy_gradient, delta=0.05), "weights.fresh.map.above=0.05", "mask"
     ),
     "repairs/truncated_is": Case(twin.truncated_is, weights="vary"),
+    "repairs/grpo": Case(reward_twins.grpo),
+    "repairs/dr_grpo": Case(partial(reward_twins.grpo, divided=False)),
+    "repairs/power_opd": Case(reward_twins.power_opd),
+    "repairs/top_d": Case(reward_twins.top_d),
+    "repairs/clipped_reward": Case(
+        partial(reward_twins.clipped_reward, bound=0.5), "objective.shape.low=-0.5 objective.shape.high=0.5"
+    ),
+    "repairs/sign_log_reward": Case(reward_twins.sign_log_reward),
+    "repairs/gamma_opd": Case(reward_twins.gamma_opd),
+    "repairs/semi_opd": Case(reward_twins.semi_opd),
+    "ours/opd_reward": Case(reward_twins.opd_reward),
     "controls/constant": Case(partial(control_twins.gated, control="constant"), GATE),
     "controls/inverse": Case(
         partial(control_twins.gated, control="inverse", tau=30.0), "gate.size=8 gate.tau=30", "vary"
@@ -110,6 +121,12 @@ CASES = {
     "controls/age_only": Case(control_twins.age_only, age=3),
     "controls/opsm": Case(partial(twin.opsm, loss=LSM8), weights="mask"),
     "controls/truncated_is": Case(control_twins.lsm_truncated_is, weights="vary"),
+    "controls/opsa": Case(reward_twins.opsa, weights="mask"),
+    "controls/opsa_constant": Case(partial(reward_twins.opsa, constant=-0.5), weights="mask"),
+    "controls/dial_random": Case(partial(reward_twins.dial, at_random=True), weights="mask"),
+    "repairs/dial_opd": Case(reward_twins.dial, weights="mask"),
+    "repairs/ier_opd": Case(partial(reward_twins.ier, share=0.1, k=8), "weights.clear.map.share=0.1", "mask"),
+    "repairs/res_opd": Case(partial(reward_twins.res_opd, k=6), "objective.k=6"),
     "ours/recomputed_block64": Case(
         partial(control_twins.gated, loss=lambda a, t: twin_batch.policy_gradient(a, t, "recomputed")), GATE, "vary"
     ),
@@ -140,6 +157,12 @@ SPLIT = [
     "repairs/iw_opd",
     "repairs/prefix_teach",
     "repairs/opsm",
+    "repairs/grpo",
+    "repairs/gamma_opd",
+    "repairs/dial_opd",
+    "repairs/res_opd",
+    "controls/opsa",
+    "ours/opd_reward",
     "controls/inverse",
     "controls/shuffle_within",
     "controls/shuffle_across",
@@ -171,6 +194,11 @@ NUMBERS = {
         "rollout.horizon.patience": 3,
     },
     "repairs/truncated_is": {"weights.importance.map.high": 2.0},
+    "repairs/grpo": {"objective.reward.scale": "std", "objective.teacher_coef": 0.0, "teacher": None},
+    "repairs/clipped_reward": {"objective.shape.low": -5.0, "objective.shape.high": 5.0},
+    "repairs/ier_opd": {"weights.clear.map.share": 0.01},
+    "repairs/res_opd": {"objective.mass": "residual", "rollout.top_p": 1.0},
+    "repairs/semi_opd": {"rollout.reuse": "run", "objective.ratio": "current"},
     "ours/lsm_block64_8_passes": {"passes": 8, "gate.size": 64, "gate.tau": 1.0},
 } | {f"controls/{name}": {"gate.size": 64, "gate.tau": 1.0} for name in ("constant", "resample", "inverse", "token")}
 """What the works say and the cases below scale to the tiny pair."""
@@ -201,7 +229,8 @@ def begin(config, out):
     responses = made.source.take(made.position).responses
     if "correct" in config.reads:
         batch = responses["student"]
-        responses["student"] = dataclasses.replace(batch, correct=torch.tensor(RIGHT).float()[batch.rows])
+        groups = torch.arange(len(RIGHT)) // config.rollout.samples
+        responses["student"] = batch.with_groups(groups, torch.tensor(RIGHT).float())
     return made, responses
 
 
@@ -211,7 +240,7 @@ def seen(config, made, before, batch, chosen, moment):
     models = {
         "p": made.policy.model,
         "o": before,
-        "q": loaded(config.teacher.path),
+        "q": loaded((config.teacher or config.student).path),
         "first": loaded(config.student.path),
     }
 
@@ -226,17 +255,20 @@ def seen(config, made, before, batch, chosen, moment):
     def draws(purpose, name):
         return [moment.uniforms(purpose, name, torch.full((int(batch.keep[i].sum()),), i)).tolist() for i in kept]
 
-    answers = [
-        twin_batch.Answer(
+    @cache
+    def answer(i):
+        return twin_batch.Answer(
             i // config.rollout.samples,
             batch.responses[i][batch.keep[i]].tolist(),
             correct=RIGHT[i],
             **{who: log_probs(who, i) for who in models},
         )
-        for i in kept
-    ]
+
+    def rollout():
+        return [answer(i) for i in range(len(batch.responses)) if batch.keep[i].any()]
+
     newlines = set(made.newline_ids.nonzero().flatten().tolist())
-    return twin_batch.Batch(answers, moment.age, newlines, draws)
+    return twin_batch.Batch([answer(i) for i in kept], moment.age, newlines, draws, rollout)
 
 
 def check_weights(weights, wanted):
@@ -251,10 +283,11 @@ def check_weights(weights, wanted):
 
 
 def compare(name, case, pair, prompts, out, minibatch):
-    student, teacher = pair
-    paths = [f"student.path={student}", f"teacher.path={teacher}", f"prompts.path={prompts}"]
+    paths = [f"student.path={pair[0]}", f"teacher.path={pair[1]}", f"prompts.path={prompts}"]
     shown = [] if "teacher.context" in case.overrides else ["teacher.context=2{problem}"]
-    config = load_recipe(name, [*TINY, *paths, *shown, f"minibatch={minibatch}", *case.overrides.split()])
+    settings = [*TINY, *paths, *shown, f"minibatch={minibatch}", *case.overrides.split()]
+    taught = load_recipe(name).teacher is not None
+    config = load_recipe(name, [s for s in settings if taught or not s.startswith("teacher.")])
     made, responses = begin(config, out)
     before = copy.deepcopy(made.policy.model)
     schedule = list(schedule_of(config, 0))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from twins import rows_of
 
 from driftgate.method.signals import READABLE, SIGNALS, Streams
+from driftgate.objectives.reward import RewardSettings
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 SEEDS = st.integers(0, 10**6)
@@ -133,6 +134,29 @@ def each(function):
     return lambda tokens: [function(t) for t in tokens]
 
 
+def slow_log_mean_gap(t):
+    """The square root of (q - o) / (log q - log o), times |log q - log o|, in 60 digits."""
+    q, o = Decimal(t["teacher_logp"]), Decimal(t["behaviour_logp"])
+    return float(((q.exp() - o.exp()) / (q - o)).sqrt() * abs(q - o)) if q != o else 0.0
+
+
+def slow_signal_to_noise(t):
+    """Of a categorical distribution's sampled gradient (rho - b)(1[v] - o) in the metric diag(1 / o): its squared mean
+    over its variance, summed entry by entry."""
+    log_o, log_q = list(t["student_top_logp"]), list(t["teacher_at_student"])
+    if t["behaviour_logp"] < min(log_o):
+        log_o, log_q = [*log_o, t["behaviour_logp"]], [*log_q, t["teacher_logp"]]
+    rho = [a - b for a, b in zip(log_o, log_q)]
+    o = [power(a) / math.fsum(map(power, log_o)) for a in log_o]
+    length = [1 / x - 1 if x else 0.0 for x in o]
+    pull = [1 - x for x in o]
+    b = math.fsum(c * r for c, r in zip(pull, rho)) / math.fsum(pull)
+    mean = math.fsum(x * r for x, r in zip(o, rho))
+    signal = math.fsum(x * (r - mean) ** 2 for x, r in zip(o, rho))
+    whole = math.fsum((x * n if x else 1.0) * (r - b) ** 2 for x, n, r in zip(o, length, rho))
+    return signal / max(whole - signal, 2**-52)
+
+
 TWINS = {
     "drift": each(lambda t: t["logp"] - t["behaviour_logp"]),
     "staleness": each(lambda t: t["behaviour_logp"] - t["logp"]),
@@ -142,12 +166,15 @@ TWINS = {
     "current_gap": each(lambda t: t["teacher_logp"] - t["logp"]),
     "gap_size": each(lambda t: abs(t["teacher_logp"] - t["behaviour_logp"])),
     "teacher_ratio": each(lambda t: power(t["teacher_logp"] - t["logp"])),
+    "surprisal": each(lambda t: -t["behaviour_logp"]),
+    "log_mean_gap": each(slow_log_mean_gap),
     "teacher_logp": each(lambda t: t["teacher_logp"]),
     "student_entropy": each(lambda t: t["behaviour_entropy"]),
     "teacher_entropy": each(lambda t: t["teacher_entropy"]),
     "teacher_margin": each(lambda t: t["teacher_top_logp"][0] - t["teacher_top_logp"][1]),
     "overlap": each(lambda t: sum(v in t["student_top_ids"] for v in t["teacher_top_ids"]) / K),
     "divergence": each(slow_divergence),
+    "signal_to_noise": each(slow_signal_to_noise),
     "position": each(lambda t: t["place"]),
     "relative_position": lambda tokens: [(t["place"] + 0.5) / length for t, length in zip(tokens, lengths_of(tokens))],
     "age": each(lambda t: t["age"]),
@@ -178,8 +205,9 @@ def test_every_signal_has_a_twin_and_a_meaning():
     assert all(SIGNALS[name].meaning for name in SHIPPED)
 
 
-def test_every_stream_is_read_by_some_signal():
-    assert {stream for name in SHIPPED for stream in SIGNALS[name].reads} == READABLE.keys()
+def test_every_stream_is_read_by_some_signal_or_by_the_reward():
+    read = {stream for name in SHIPPED for stream in SIGNALS[name].reads}
+    assert read | RewardSettings(scale="std").reads_batch == READABLE.keys()
 
 
 @pytest.mark.parametrize("name", TWINS)

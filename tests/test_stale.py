@@ -74,7 +74,7 @@ def weights_of_twin(config, way, out):
         engines = replace(made.engines, student=HFEngine(students[seen]))
         sampled = sample_responses(engines, prompts, config, first, config.rollout.max_new_tokens, lambda n: None)
         pairs = [(p, response) for p, group in zip(prompts, sampled) for response in group]
-        verdicts = [made.grader.grade(made.decode(r.ids), p.problem.answer) for p, r in pairs]
+        verdicts = [made.grader.of(p).grade(made.decode(r.ids), p.problem.answer) for p, r in pairs]
         written = make_experience(prompts, sampled, verdicts, config, config.rollout.max_new_tokens, seen * UPDATES)
         uses = [s for s, (other, _, _) in enumerate(every) if other == number]
         scorer = LocalScorer(students[seen], config.microbatch_tokens, config.rollout.temperature)

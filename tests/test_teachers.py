@@ -188,7 +188,7 @@ def test_a_problem_without_its_teacher_is_refused(several, tmp_path, domains, sa
 VOCABULARY = {"kind": "divergence", "support": "vocabulary"}
 REFUSED = {
     "both": ({"teacher": {"path": "x"}}, r"teachers = .* beside teacher.path = x: one of the two"),
-    "neither": ({"teachers": {}}, r"teacher: missing; set teacher.path=..., or several"),
+    "neither": ({"teachers": {}}, r"teacher: missing; objective.kind = .* reads it; set teacher.path=..., or several"),
     "name": ({"teachers": {"a.b": {"path": "x"}}}, r"teachers.a.b: a name is made of letters"),
     "follow": (
         {"teachers": {"a": {"path": "student", "follow": {"every": 1}}}},

@@ -129,3 +129,33 @@ def test_an_evaluation_by_a_function(pair, benchmark_file, tmp_path, monkeypatch
     assert code == 0
     assert [row["correct"] for row in rows_of(tmp_path / "exam", "samples.jsonl")] == [False, True, False]
     assert "exam_checks" not in sys.modules  # it runs in the worker alone
+
+
+CODE = {"kind": "code", "workers": 1}
+BOTH = "assert f(2) == 4"
+
+
+def test_a_run_grades_code(command, tmp_path, monkeypatch):
+    """One step: the student's own responses are wrong, and responses that are code are graded by the tests."""
+    prompts = write_prompts(tmp_path / "p.jsonl", problem(answer=BOTH), problem("1+1=", answer='["assert f(2) == 5"]'))
+    few = ("steps=1", "rollout.allow_truncated=true")
+    assert command(*few, prompts=prompts | {"verify": CODE}, out=tmp_path / "own") == (0, "")
+    monkeypatch.setattr("driftgate.train.run.Run.decode", lambda *_: "```python\ndef f(x): return 2 * x\n```")
+    assert command(*few, prompts=prompts | {"verify": CODE}, out=tmp_path / "code") == (0, "")
+    for name, right in (("own", {"0": False, "1": False}), ("code", {"0": True, "1": False})):
+        rows = [row for path in (tmp_path / name / "rollouts").iterdir() for row in rows_of(path.parent, path.name)]
+        assert {row["prompt"]: row["correct"] for row in rows} == right
+
+
+def test_an_evaluation_of_code(pair, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(problem("3+4=", id="a", answer=BOTH) + "\n" + problem("1+1=", id="b", answer="assert f(2) == 5"))
+    examinee = load_examinee(pair[0])
+    monkeypatch.setattr(examinee.tokenizer, "decode", lambda *_, **__: "def f(x): return 2 * x")
+    told = {"benchmarks": [str(path)], "samples": 2, "max_new_tokens": 5, "verify": CODE}
+    result = evaluate(examinee, ExamSettings.model_validate(told), tmp_path / "exam")
+    assert [row["correct"] for row in rows_of(tmp_path / "exam", "samples.jsonl")] == [True, True, False, False]
+    assert set(result["pass"][str(path)]) == {"pass@1", "pass@2", "avg@2"}
+    words = ["--benchmark", str(path), "--verify", "code", "--samples", "1", "--max-new-tokens", "5"]
+    assert drive(monkeypatch, capsys, "eval", pair[0], *words, "--out", str(tmp_path / "own"))[0] == 0
+    assert [row["correct"] for row in rows_of(tmp_path / "own", "samples.jsonl")] == [False, False]

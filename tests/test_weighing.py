@@ -142,6 +142,15 @@ def test_keep_top_keeps_the_best_spans_of_the_batch():
     assert values.sum() == 32
 
 
+def test_keep_top_of_each_response_does_not_depend_on_the_others():
+    case = Case([64, 30, 17], 9)
+    factor = factor_of(signal="gap", map={"kind": "keep_top", "share": 0.4, "scope": "sequence"})
+    assert not factor.whole
+    values = case.values(factor)
+    assert [int(part.sum()) for part in values.split([64, 30, 17])] == [26, 12, 7]
+    assert torch.equal(values[64:94], case.values(factor, sequences=[1]))
+
+
 def test_before_drop_teaches_up_to_the_drop_and_can_be_controlled():
     case = Case([80, 80], 10)
     case.set_teacher(torch.where(case.batch.place < 48, -0.1, -5.0) + 0.01 * case.teacher)

@@ -163,6 +163,11 @@ def test_keep_top_equals_its_twin(values, part, whole):
     assert kept.tolist() == [float(place in best) for place in range(len(values))]
 
 
+def test_keep_top_inside_each_sequence():
+    values, owners = torch.tensor([1.0, 3.0, 2.0, 0.0, 5.0]), torch.tensor([0, 0, 0, 1, 1])
+    assert steps.keep_top(values, 0.4, owners).tolist() == [0, 1, 1, 0, 1]
+
+
 def test_keep_top_lets_the_earlier_of_equal_values_win_and_keeps_thirds_whole():
     assert steps.keep_top(torch.tensor([1.0, 2.0, 1.0, 2.0]), 0.75).tolist() == [1, 1, 0, 1]
     assert steps.keep_top(torch.tensor([1.0, 2.0, 3.0]), 2 / 3).tolist() == [0, 1, 1]

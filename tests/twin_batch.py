@@ -43,6 +43,8 @@ class Batch:
     newlines: set[int] = field(default_factory=set)
     draws: Callable[[str, str], list[list[float]]] = lambda purpose, name: []
     """(purpose, factor) to a uniform number for each token of each answer."""
+    rollout: Callable[[], list[Answer]] = list
+    """All answers of the rollout batch, of which `answers` may be a part."""
 
     @property
     def tokens(self) -> int:
@@ -115,6 +117,23 @@ def clipped_gain(p: Tensor, o: float, gain: float, clip: float | None, dual_clip
             loss = -bound * gain + 0 * p
     if dual_clip is not None and gain < 0 and loss.item() > -dual_clip * gain:
         loss = -dual_clip * gain + 0 * p
+    return loss
+
+
+def gain_loss(
+    gain: Callable[[Answer, int], float], clip: float | None = 0.2, dual_clip: float | None = 3.0
+) -> Callable[[Answer, int], Tensor]:
+    """The clipped policy gradient of any advantage."""
+    return lambda a, t: clipped_gain(a.p[t, a.y[t]], a.o[t, a.y[t]].item(), gain(a, t), clip, dual_clip)
+
+
+def score_loss(gain: Callable[[Answer, int], float]) -> Callable[[Answer, int], Tensor]:
+    """The score function's gradient of any advantage: -A grad log p, in value -A."""
+
+    def loss(a: Answer, t: int) -> Tensor:
+        p = a.p[t, a.y[t]]
+        return -gain(a, t) * (1 + p - p.detach())
+
     return loss
 
 

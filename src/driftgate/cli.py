@@ -87,7 +87,7 @@ def evaluate(
         list[str],
         typer.Option(
             help="lock16, lock19, lock22, lock25; math500, aime24, aime25, amc23, gsm8k from the hub, or NAME=FILE "
-            "from a local copy; or your own .jsonl. Repeat for more."
+            "from a local copy; or your own file. Repeat for more."
         ),
     ],
     out: Out,

@@ -212,7 +212,8 @@ def _line(problem: Any, model: type[BaseModel]) -> str:
 
 def _without_tags(parts: tuple[int | str, ...]) -> list[str]:
     """A path in the settings, without the union member's name that pydantic puts after the union's own name."""
-    unions, names = ("objective", "partition", "map", "signal", "coef", "verify"), ("weights", "terms")
+    unions = ("objective", "partition", "map", "signal", "coef", "verify", "shape")
+    names = ("weights", "terms", "mix")
     places = zip(("", "", *parts), ("", *parts), parts)
     return [str(part) for before, last, part in places if last not in unions or before in names]
 

@@ -15,6 +15,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+def named(value: Any) -> Any:
+    """A bare name as {kind: name}, for a group of settings that comes in kinds."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted name -> value, for all nested groups. An empty group counts as a value."""
     found: dict[str, Any] = {}

@@ -15,7 +15,7 @@ class ExamSettings(Settings):
     """How models are evaluated; the defaults are those of arXiv 2606.24084."""
 
     benchmarks: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Names or .jsonl files, see docs/evaluation.md."""
+    """Names or files, see docs/evaluation.md."""
     samples: PositiveInt = 8
     """Responses to each problem."""
     temperature: PositiveFloat = 1.0

@@ -80,7 +80,7 @@ class Factor(Settings):
     def whole(self) -> bool:
         """Whether a token's weight, before normalisation, depends on other sequences of the optimiser batch."""
         controlled = self.control in ("constant", "resample", "shuffle_across")
-        mapped = self.map.kind in ("target_ess", "keep_top")
+        mapped = self.map.kind == "target_ess" or (self.map.kind == "keep_top" and self.map.scope == "minibatch")
         return controlled or mapped or any(SIGNALS[name].whole for name in self.signals)
 
     @property

@@ -86,10 +86,12 @@ class SigmoidMap(Settings):
 
 
 class KeepTopMap(Settings):
-    """1 for the greatest `share` of the optimiser batch's spans, 0 for the others."""
+    """1 for the greatest `share` of the spans, rounded up, 0 for the others."""
 
     kind: Literal["keep_top"] = "keep_top"
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    scope: Literal["minibatch", "sequence"] = "minibatch"
+    """Of the spans of the whole optimiser batch, or of each response."""
 
 
 class BernoulliMap(Settings):

@@ -60,6 +60,9 @@ class RolloutSettings(Settings):
     learns from these, every epoch in an order of its own. Null: rollouts follow the student."""
     stop_ids: tuple[int, ...] | None = None
     """Token ids that end a response; null takes them from the student's generation config and tokenizer."""
+    stop_group: bool = False
+    """Whether all of `stop_ids` are one action: their probabilities are summed, for the student, the teacher and the
+    initial student (arXiv 2609.20511; docs/stopping.md)."""
     allow_truncated: bool = False
     """Go on even when every response of a step was cut at its limit (so that none shows how to stop)."""
     on_policy: Share = 1.0
@@ -83,6 +86,15 @@ class RolloutSettings(Settings):
             raise ValueError(
                 f"kl_budget = {self.kl_budget} with engine.kind = vllm: a server draws from the student alone; set "
                 f"kl_budget=0, or engine=hf"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_several(self) -> "RolloutSettings":
+        if self.stop_group and self.stop_ids is not None and len(set(self.stop_ids)) < 2:
+            raise ValueError(
+                f"stop_group = true with stop_ids = {list(self.stop_ids)}: a group needs two ids or more; set "
+                f"stop_ids=[ID,ID], or stop_group=false"
             )
         return self
 

@@ -10,7 +10,16 @@ from .gate import GateSettings
 from .models import STUDENT, StudentSettings, TeacherSettings
 from .prompts import PromptSettings
 from .rollout import RolloutSettings
-from .teachers import check_caches, check_one_way, check_served, check_several, check_views, settled
+from .teachers import (
+    check_caches,
+    check_needed,
+    check_one_way,
+    check_served,
+    check_several,
+    check_sources,
+    check_views,
+    settled,
+)
 from .terms import ObjectiveSettings, TermSettings
 from .training import CheckpointSettings, DiagnosticSettings, OptimizerSettings
 
@@ -30,6 +39,8 @@ class TrainConfig(Settings):
     """Tokens, prompt and padding included, of one forward; changes memory and time, not results."""
     student: StudentSettings
     teacher: TeacherSettings | None = None
+    """Null where nothing reads a teacher: a policy gradient on the verdicts alone (objective.teacher_coef=0), or one
+    with a shape that needs none."""
     teachers: dict[str, TeacherSettings] = Field(default={})
     """Several teachers in place of `teacher`, by a name of your choice. Every problem names its own in the column
     `teacher` of the prompt file; another column with prompts.columns={teacher: COLUMN}. See docs/teachers.md."""
@@ -74,6 +85,8 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def _teachers(self) -> "TrainConfig":
         check_one_way(self.teacher, self.teachers)
+        check_sources(self)
+        check_needed(self)
         check_views(self)
         check_served(self)
         check_caches(self)
@@ -133,7 +146,19 @@ class TrainConfig(Settings):
                 setting = "objective" if name == "main" else f"terms.{name}.objective"
                 raise ValueError(
                     f"rollout.on_policy = {self.rollout.on_policy} with {setting}.kind = {term.objective.kind}: a "
-                    f"policy gradient needs the student's own samples; set on_policy=1, or use divergence, lsm or nll"
+                    f"policy gradient, or mass = residual, needs the student's own samples; set on_policy=1, or use "
+                    f"divergence, lsm or nll"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _verdicts_are_compared(self) -> "TrainConfig":
+        for name, term in self.all_terms.items():
+            if "group_mean" in term.objective.reads_batch and self.rollout.samples == 1:
+                setting = "objective" if name == "main" else f"terms.{name}.objective"
+                raise ValueError(
+                    f"{setting}.reward with rollout.samples = 1: a verdict counts against the mean of its prompt's "
+                    f"responses, so one alone counts 0; set rollout.samples=8, or {setting}.reward=null"
                 )
         return self
 

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_one_way(teacher: TeacherSettings | None, teachers: Mapping[str, TeacherSettings]) -> None:
-    """Either `teacher` or `teachers` is set."""
-    if teacher is None and not teachers:
-        raise ValueError("teacher: missing; set teacher.path=..., or several by name: teachers={math: {path: ...}}")
+    """Not both of `teacher` and `teachers` are set."""
     if teacher is not None and teachers:
         raise ValueError(
             f"teachers = {', '.join(teachers)} beside teacher.path = {teacher.path}: one of the two is meant; set "
@@ -24,6 +22,30 @@ def check_one_way(teacher: TeacherSettings | None, teachers: Mapping[str, Teache
     for name in teachers:
         if not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"teachers.{name}: a name is made of letters, digits, - and _; choose another")
+
+
+def check_needed(config: TrainConfig) -> None:
+    """A teacher is set where anything reads one."""
+    if not config.teacher_roles and (readers := readers_of_teacher(config)):
+        raise ValueError(
+            f"teacher: missing; {readers[0]} reads it; set teacher.path=..., or several by name: "
+            f"teachers={{math: {{path: ...}}}}"
+        )
+
+
+def readers_of_teacher(config: TrainConfig) -> list[str]:
+    """Settings of what a teacher scores, writes or guides."""
+    found = []
+    for name, term in config.all_terms.items():
+        setting = "objective" if name == "main" else f"terms.{name}.objective"
+        if "teacher" in term.objective.needs:
+            found.append(f"{setting}.kind = {term.objective.kind}")
+        if term.responses == "teacher":
+            found.append(f"terms.{name}.responses = teacher")
+    found += [setting for setting, factor in config.factors() if any("teacher" in read for read in factor.reads)]
+    rollout = config.rollout
+    asked = {name: value for name in ("kl_budget", "teacher_prefix") if (value := getattr(rollout, name))}
+    return found + [f"rollout.{name} = {value}" for name, value in asked.items()]
 
 
 def settled(role: str, teacher: TeacherSettings, student: StudentSettings) -> TeacherSettings:
@@ -59,6 +81,16 @@ def check_several(config: TrainConfig) -> None:
             raise ValueError(f"teachers.{name}.follow: only a single `teacher` can follow the student; take it out")
     for setting, does in one_teacher_needed(config).items():
         raise ValueError(f"{setting} with teachers: {does}, and each problem has its own; give one `teacher` instead")
+
+
+def check_sources(config: TrainConfig) -> None:
+    """The sources of a mixture name teachers that there are."""
+    for name, source in config.prompts.mix.items():
+        if source.teacher is not None and source.teacher not in config.teachers:
+            raise ValueError(
+                f"prompts.mix.{name}.teacher = {source.teacher}: there is no teachers.{source.teacher}; name one of "
+                f"`teachers`, or take it out"
+            )
 
 
 def check_served(config: TrainConfig) -> None:

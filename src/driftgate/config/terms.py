@@ -69,7 +69,7 @@ class TermSettings(Settings):
     @property
     def reads(self) -> set[str]:
         """Names of what objective and weights read."""
-        wanted = self.reads_of_weights
+        wanted = self.reads_of_weights | self.objective.reads_batch
         if self.objective.needs.get("behaviour", Needs()).logp:
             wanted |= {"logp", "behaviour_logp"}
         return wanted
@@ -80,8 +80,8 @@ class TermSettings(Settings):
             return self
         if not self.off_policy:
             raise ValueError(
-                f"objective.kind = {self.objective.kind} on responses = {self.responses}: a policy gradient needs the "
-                f"student's own samples; use divergence or nll"
+                f"objective.kind = {self.objective.kind} on responses = {self.responses}: a policy gradient, or mass = "
+                f"residual, needs the student's own samples; use divergence or nll"
             )
         refused = self.reads & {"logp", "behaviour_logp", "correct"}
         if refused:

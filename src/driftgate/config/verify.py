@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, TypeAdapter, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, model_validator
 
 from ..settings import NonNegativeFloat, Settings
 from .shorthand import by_kind
@@ -133,6 +133,22 @@ class FunctionSettings(Settings):
         return True
 
 
+class CodeSettings(Settings):
+    """Code: the response's last block of Python passes the problem's tests, in limited processes of its own."""
+
+    kind: Literal["code"]
+    seconds: PositiveFloat = 10.0
+    """Wall time of a run: of all assertions, or of a program on one input. A longer run is wrong."""
+    memory_gib: Annotated[float, Field(ge=0.125)] = 1.0
+    """Address space of each process, in GiB, where the system can bound it."""
+    workers: PositiveInt = 2
+    """How many answers run at a time. An answer takes two processes, of which one works."""
+
+    @property
+    def needs_answer(self) -> bool:
+        return True
+
+
 VerifySettings = Annotated[
     Annotated[
         MathSettings
@@ -141,7 +157,8 @@ VerifySettings = Annotated[
         | ChoiceSettings
         | RegexSettings
         | JsonSchemaSettings
-        | FunctionSettings,
+        | FunctionSettings
+        | CodeSettings,
         Field(discriminator="kind"),
     ],
     BeforeValidator(by_kind),

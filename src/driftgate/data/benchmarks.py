@@ -5,14 +5,15 @@ import functools
 import hashlib
 import json
 import re
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import InputError
 from . import tasks
-from .problems import Problem, enumerate_rows, hub_rows, jsonl_rows, parse_problems
+from .held_out import one_line
+from .problems import Problem, parse_problems, read_problems
+from .rows import ENDINGS, ending_of, hub_rows, number_rows, read_rows
 
 EMBEDDED_SIZE = 200
 """Number of problems in each embedded benchmark."""
@@ -25,7 +26,7 @@ class Published:
     """A public benchmark: its place on the hub, and the hash of its content."""
 
     source: str
-    """In the form of `prompts.path`, see `hub_rows`."""
+    """In the form of `prompts.path`, see `rows.hub_rows`."""
     problems: int
     """Number of problems."""
     sha256: str
@@ -72,12 +73,15 @@ PUBLISHED = {
 }
 
 
-def load_benchmark(name: str, limit: int | None = None) -> list[Problem]:
+def load_benchmark(
+    name: str, limit: int | None = None, say: Callable[[str], None] = lambda line: None
+) -> list[Problem]:
     """Problems of a benchmark; with `limit`, only the first so many.
 
-    `lock16` ... `lock25` are embedded. One of PUBLISHED comes from the hub, or as NAME=FILE from a local JSONL file.
+    `lock16` ... `lock25` are embedded. One of PUBLISHED comes from the hub, or as NAME=FILE from a local file.
     Both are checked against its hash. Their ids are the first 12 digits of `problem_sha256`, and the problems are
-    sorted by id, so that every copy is evaluated with the same random numbers. Any other .jsonl is used as it is.
+    sorted by id, so that every copy is evaluated with the same random numbers. Any other file, or data set of the hub,
+    is used as it is. say: gets a line about it, with the columns that were found.
     Raises InputError for an unknown name, content with another hash, or a problem without answer.
     """
     if name in tasks.BENCHMARKS:
@@ -87,9 +91,11 @@ def load_benchmark(name: str, limit: int | None = None) -> list[Problem]:
     if short in PUBLISHED:
         file = name.removeprefix(short).removeprefix("=")
         return list(_from_file(short, file) if file else _from_hub(short))[:limit]
-    if Path(name).suffix not in (".jsonl", ".json") or ("=" in name and not Path(name).expanduser().is_file()):
+    unknown = not ending_of(Path(name)) or ("=" in name and not Path(name).expanduser().is_file())
+    if unknown and not name.startswith("hub:"):
         raise InputError(_unknown(name))
-    problems = parse_problems(jsonl_rows(Path(name).expanduser(), "--benchmark"))
+    problems, about = read_problems(read_rows(name, "--benchmark"))
+    say(f"--benchmark {name}: {len(problems):,} problems; {about}")
     _require_answers(name, problems)
     return problems[:limit]
 
@@ -114,36 +120,33 @@ def problem_sha256(problem: Problem) -> str:
     An integer answer counts as its digits: "+073", "73.0" and "73" are the same, as are "1,319" and "1319". A
     conversation counts with all of its turns.
     """
-    answer = _one_line(problem.answer or "")
+    answer = one_line(problem.answer or "")
     whole = _WHOLE.fullmatch(answer)
     if whole is not None:
         digits = whole[2].replace(",", "")
         answer = ("-" if whole[1] == "-" and digits != "0" else "") + digits
     shown = problem.problem if problem.messages is None else json.dumps(problem.messages)
-    return hashlib.sha256(f"{_one_line(shown)}\n{answer}".encode()).hexdigest()
-
-
-def _one_line(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    return hashlib.sha256(f"{one_line(shown)}\n{answer}".encode()).hexdigest()
 
 
 @functools.cache  # every stage of an evaluation needs it, and the hub is slow
 def _from_hub(short: str) -> tuple[Problem, ...]:
     source = PUBLISHED[short].source
     try:
-        rows = list(hub_rows(source))
+        rows = number_rows(source, hub_rows(source, f"--benchmark {short}"))
     except InputError as error:
-        why = str(error).removeprefix(f"prompts.path = {source}: ")
-        raise InputError(f"--benchmark {short}: {source}: {why}; or a local copy: --benchmark {short}=FILE") from None
-    problems = parse_problems(enumerate_rows(source, rows), PUBLISHED[short].columns)
+        raise InputError(f"{error}; or a local copy: --benchmark {short}=FILE") from None
+    problems = parse_problems(rows, PUBLISHED[short].columns)
     return _checked(short, f"{short}: {source}", problems)
 
 
 def _from_file(short: str, file: str) -> tuple[Problem, ...]:
-    """Columns have our names, or those on the hub."""
-    rows = jsonl_rows(Path(file).expanduser(), f"--benchmark {short}")
-    ours = isinstance(rows[0][1], dict) and "problem" in rows[0][1]
-    return _checked(short, f"{short}={file}", parse_problems(rows, {} if ours else PUBLISHED[short].columns))
+    """Columns have our names, or those on the hub, or usual ones."""
+    rows = read_rows(file, f"--benchmark {short}")
+    present = {name for _, row in rows if isinstance(row, dict) for name in row}
+    theirs = {} if "problem" in present else PUBLISHED[short].columns
+    columns = {ours: name for ours, name in theirs.items() if name in present}
+    return _checked(short, f"{short}={file}", parse_problems(rows, columns))
 
 
 def _checked(short: str, where: str, problems: Sequence[Problem]) -> tuple[Problem, ...]:
@@ -156,7 +159,7 @@ def _checked(short: str, where: str, problems: Sequence[Problem]) -> tuple[Probl
         raise InputError(
             f"--benchmark {where}: {len(problems)} problems with sha256 {found}, but {short} is {pin.problems} "
             f"problems with sha256 {pin.sha256} ({pin.note}). Give the right copy as --benchmark {short}=FILE, or "
-            f"this one as a benchmark of your own: a .jsonl under another name"
+            f"this one as a benchmark of your own: a file under another name"
         )
     return tuple(sorted((replace(p, id=problem_sha256(p)[:12]) for p in problems), key=lambda p: p.id))
 
@@ -180,5 +183,6 @@ def _unknown(name: str) -> str:
     hint = f"did you mean {near[0]}? " if near else ""
     return (
         f"--benchmark {name}: {hint}the embedded ones are {', '.join(tasks.BENCHMARKS)}; by name from the hub, or as "
-        f"NAME=FILE from a local copy, {', '.join(PUBLISHED)}; or give a .jsonl"
+        f"NAME=FILE from a local copy, {', '.join(PUBLISHED)}; or give a file that ends with "
+        f"{', '.join(ENDINGS)}, or hub:OWNER/NAME@SPLIT"
     )

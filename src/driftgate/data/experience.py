@@ -20,7 +20,7 @@ from .prompts import Prompt
 from .response import Response
 
 PLAIN = ("finished", "written", "engine_logp")
-OPTIONAL = ("correct", "group", "teacher")
+OPTIONAL = ("correct", "group", "group_mean", "group_std", "teacher")
 SCORERS = ("behaviour", "teacher", "initial")
 
 
@@ -52,6 +52,11 @@ class Experience:
     """float [N]: 1 where the verifier accepts the token's response, else 0; None without verdicts."""
     group: Tensor | None = None
     """int64 [N]: the prompt that the token's response answers."""
+    group_mean: Tensor | None = None
+    """float64 [N]: mean verdict on the responses that the student wrote to the prompt, those without a token in the
+    stream included; None without verdicts."""
+    group_std: Tensor | None = None
+    """float64 [N]: their standard deviation, with n - 1; 0 for one response."""
     teacher: Tensor | None = None
     """int64 [B]: number of each sequence's teacher (`Prompt.teacher`); None where there is one teacher for all."""
     rows: Tensor = field(init=False)
@@ -102,8 +107,19 @@ class Experience:
         )
 
     def with_scores(self, **scores: TokenScores) -> "Experience":
-        """The same rollouts with the scores of `behaviour`, `teacher` or `initial`."""
-        return replace(self, scores=replace(self.scores, **scores))
+        """The same rollouts with the scores of `behaviour`, `teacher` or `initial`. What objectives have found from
+        others is forgotten."""
+        return replace(self, scores=replace(self.scores, ahead={}, **scores))
+
+    def with_groups(self, groups: Tensor, verdicts: Tensor | None = None) -> "Experience":
+        """The same rollouts with each response's prompt, int64 [B] without gaps, and the verdict on it, float [B];
+        None where there are no verdicts."""
+        batch = replace(self, group=groups[self.rows])
+        if verdicts is None:
+            return batch
+        mean, std = _mean_and_std(verdicts[self.written], groups[self.written], int(groups.max()) + 1)
+        spread = {"group_mean": mean[groups][self.rows], "group_std": std[groups][self.rows]}
+        return replace(batch, correct=verdicts[self.rows], **spread)
 
     def with_behaviour(self, logp: Tensor) -> "Experience":
         """The same rollouts with the old log-probabilities of the `unscored` sequences: logp float [their tokens]."""
@@ -128,6 +144,8 @@ class Experience:
             "teacher_at_student": teacher.at_ids,
             "correct": self.correct,
             "group": self.group,
+            "group_mean": self.group_mean,
+            "group_std": self.group_std,
         }
         if (value := values[name]) is None:
             raise KeyError(f"{name} has not been scored")
@@ -193,12 +211,20 @@ class Experience:
         }
         keep = list(tensors["keep"].split(tensors["responses.lengths"].tolist()))
         plain = {name: tensors[name] for name in (*PLAIN, *OPTIONAL) if name in tensors}
-        scores = {scorer: _with_prefix(tensors, f"scores.{scorer}.") for scorer in SCORERS}
+        scores = [TokenScores(**_with_prefix(tensors, f"scores.{scorer}.")) for scorer in SCORERS]
         with safe_open(path, "pt") as file:
             about = {name: json.loads(value) for name, value in file.metadata().items()}
-        scored = Scored(**{scorer: TokenScores(**parts) for scorer, parts in scores.items()})
-        known = {"version": about["version"], "unscored": tuple(about["unscored"]), "scores": scored}
+        known = {"version": about["version"], "unscored": tuple(about["unscored"]), "scores": Scored(*scores)}
         return cls(**lists, keep=keep, **known, **plain)  # type: ignore[arg-type]
+
+
+def _mean_and_std(values: Tensor, groups: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """float64 [count] each: mean and standard deviation (n - 1) of the values of each group; 0 for an empty one."""
+    wide, zeros = values.double(), torch.zeros(count, dtype=torch.float64)
+    size = zeros.index_add(0, groups, torch.ones_like(wide))
+    mean = zeros.index_add(0, groups, wide) / size.clamp(min=1)
+    squares = zeros.index_add(0, groups, (wide - mean[groups]).square())
+    return mean, (squares / (size - 1).clamp(min=1)).sqrt()
 
 
 def _teachers_of(prompts: Sequence[Prompt]) -> Tensor | None:

@@ -1,18 +1,22 @@
-"""Problems from a file, the hub or the embedded tasks."""
+"""Problems from files, the hub or the embedded tasks."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import PromptSettings
-from ..config.prompts import COLUMNS
+from ..config.sources import SourceSettings
 from ..errors import InputError
-from .conversations import parse_conversation
+from .columns import Found, find_columns, value_of
+from .conversations import is_message, parse_conversation
+from .rows import Rows, read_rows
 
 SANDBOX_PROBLEMS = 4_096
 """Number of embedded training problems: more than any shipped recipe uses."""
+MARK = "####"
+"""GSM8K's answers are solutions that end with this and the final answer."""
 
 
 @dataclass(frozen=True)
@@ -28,116 +32,106 @@ class Problem:
     messages: tuple[tuple[str, str], ...] | None = None
     """(role, content) of a conversation that the student is to go on with; None for a single text. `problem` is then
     the last user's message."""
+    source: str | None = None
+    """Name of its source in a mixture."""
 
 
-def load_problems(settings: PromptSettings, routed: bool = False) -> list[Problem]:
-    """The problems that `prompts.path` names. routed: read which teacher each has. Raises InputError naming the file
-    and the line."""
-    if settings.path == "sandbox":
+def load_problems(
+    settings: PromptSettings, routed: bool = False, say: Callable[[str], None] = lambda line: None
+) -> list[Problem]:
+    """The problems of `prompts.path`, or of every source of `prompts.mix`, whose ids then begin with the source's name.
+    routed: read which teacher each has. say: gets a line about each source, with the columns that were found. Raises
+    InputError naming the file and the row."""
+    problems = []
+    for name, source in settings.sources.items():
+        found, about = _load_source(source, settings.setting_of(name), routed)
+        share = f"; weight {source.weight:g} of {sum(each.weight for each in settings.mix.values()):g}" if name else ""
+        say(f"{settings.setting_of(name)}: {about}{share}")
+        problems += [_of_source(problem, name, source) for problem in found] if name else found
+    return problems
+
+
+def _of_source(problem: Problem, name: str, source: SourceSettings) -> Problem:
+    return replace(problem, id=f"{name}/{problem.id}", source=name, teacher=problem.teacher or source.teacher)
+
+
+def _load_source(source: SourceSettings, setting: str, routed: bool) -> tuple[list[Problem], str]:
+    """The problems, and what is to be said of them."""
+    if source.path == "sandbox":
         from .tasks import training_problems
 
-        return [Problem(p.id, p.problem, p.answer, p.solution) for p in training_problems(SANDBOX_PROBLEMS)]
-    if settings.path.startswith("hub:"):
-        rows: Iterable[tuple[str, Any]] = enumerate_rows(settings.path, hub_rows(settings.path))
-    else:
-        rows = jsonl_rows(Path(settings.path).expanduser(), "prompts.path")
-    return parse_problems(rows, settings.columns, routed)
+        drawn = training_problems(min(source.limit or SANDBOX_PROBLEMS, SANDBOX_PROBLEMS))
+        problems = [Problem(p.id, p.problem, p.answer, p.solution) for p in drawn]
+        return problems, f"{len(problems):,} embedded problems"
+    rows = read_rows(source.path, f"{setting}.path")[: source.limit]
+    problems, about = read_problems(rows, source.columns, f"{setting}.columns", routed)
+    name = source.path if source.path.startswith("hub:") else Path(source.path).name
+    return problems, f"{len(problems):,} problems of {name}; {about}"
 
 
-def parse_problems(
-    rows: Iterable[tuple[str, Any]], columns: dict[str, str] | None = None, routed: bool = False
-) -> list[Problem]:
-    """(where, row) pairs to problems. columns: our name -> name in the rows. routed: read the teacher's name too.
-    Raises InputError that says where."""
-    names = {name: (columns or {}).get(name, name) for name in COLUMNS if routed or name != "teacher"}
+def parse_problems(rows: Rows, columns: Mapping[str, str] | None = None) -> list[Problem]:
+    """The problems of `read_problems` alone."""
+    return read_problems(rows, columns)[0]
+
+
+def read_problems(
+    rows: Rows, columns: Mapping[str, str] | None = None, setting: str | None = None, routed: bool = False
+) -> tuple[list[Problem], str]:
+    """The problems of (place, row) pairs, and from which columns they are. columns: our name -> name in the rows;
+    others are found. setting: that gives columns, None where none does. routed: read the teacher's name too. Raises
+    InputError that says where."""
+    found = find_columns(rows, columns or {}, setting)
     problems: dict[str, Problem] = {}
-    if columns:
-        rows = list(rows)
-        _check_columns(rows, columns)
-    for where, row in rows:
-        problem = _parse_problem(where, row, names, default_id=str(len(problems)))
+    for place, row in rows:
+        problem = _parse_problem(place, row, found, str(len(problems)), routed)
         if problem.id in problems:
-            raise InputError(f"{where}: id {problem.id!r} is used twice; make ids unique, sampling is keyed by them")
+            raise InputError(f"{place}: id {problem.id!r} is used twice; make ids unique, sampling is keyed by them")
         problems[problem.id] = problem
-    return list(problems.values())
+    about = found.describe()
+    if "solution" not in found.names and any(p.messages and p.solution is not None for p in problems.values()):
+        about += ", solution from the assistant's last turn"
+    if _ends_with_answers(problems, found):
+        return [_split(problem) for problem in problems.values()], f"{about}, of it what follows {MARK}"
+    return list(problems.values()), about
 
 
-def _check_columns(rows: Sequence[tuple[str, Any]], columns: dict[str, str]) -> None:
-    """Every column that is named is in some row. Raises InputError."""
-    present = {name for _, row in rows if isinstance(row, dict) for name in row}
-    for ours, theirs in columns.items():
-        if present and theirs not in present:
-            raise InputError(
-                f"prompts.columns.{ours} = {theirs!r}: no row has this column; the columns are {sorted(present)}"
-            )
-
-
-def _parse_problem(where: str, row: Any, names: dict[str, str], default_id: str) -> Problem:
+def _parse_problem(place: str, row: Any, found: Found, default_id: str, routed: bool) -> Problem:
     if not isinstance(row, dict):
-        raise InputError(f'{where}: must be an object such as {{"problem": "..."}}, is {type(row).__name__}')
-    turns = row.get(names["messages"]) if row.get(names["problem"]) is None else None
-    if turns is not None:
-        messages, reference = parse_conversation(where, names["messages"], turns)
-        filled = {names["problem"]: messages[-1][1], names["solution"]: row.get(names["solution"], reference)}
-        return replace(_parse_problem(where, row | filled, names, default_id), messages=messages)
-    text = row.get(names["problem"])
+        raise InputError(f'{place}: must be an object such as {{"problem": "..."}}, is {type(row).__name__}')
+    column, messages, reference = found.names.get("problem", "problem"), None, None
+    text = value_of(row, column)
+    if isinstance(text, list) or (column == "messages" and text is not None):
+        messages, reference = parse_conversation(place, column, text)
+        text = messages[-1][1]
     if not isinstance(text, str) or not text.strip():
-        hint = f"; the columns are {sorted(row)}; rename with prompts.columns" if text is None else ""
-        raise InputError(f"{where}: {names['problem']!r} must be a text that is not empty{hint}")
-    answer, solution = row.get(names["answer"]), row.get(names["solution"])
-    teacher = row.get(names["teacher"]) if "teacher" in names else None
-    return Problem(
-        id=default_id if row.get(names["id"]) is None else str(row[names["id"]]),
-        problem=text,
-        answer=None if answer is None else str(answer),
-        solution=None if solution is None else str(solution),
-        teacher=None if teacher is None else str(teacher),
-    )
+        hint = f"; the columns are {sorted(row)}; {found.mend}" if column not in row else ""
+        raise InputError(f"{place}: {column!r} must be a text that is not empty{hint}")
+    names = ("answer", "solution", *(["teacher"] if routed else []))
+    texts = {name: _text(value_of(row, found.names.get(name))) for name in names}
+    identity = _text(value_of(row, found.names.get("id")))
+    texts |= {"solution": reference if texts["solution"] is None else texts["solution"]}
+    return Problem(default_id if identity is None else identity, text, messages=messages, **texts)
 
 
-def jsonl_rows(path: Path, setting: str) -> list[tuple[str, Any]]:
-    """(file:line, object) of every line that is not blank. Raises InputError for a missing, empty or invalid file."""
-    if not path.is_file():
-        raise InputError(f"{setting} = {path}: there is no such file; give a JSONL file with a `problem` on each line")
-    rows = []
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{setting} = {path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from None
-    # not splitlines(): it also splits at characters such as U+2028, which JSON strings may hold unescaped
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append((f"{path}:{number}", json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from None
-    if not rows:
-        raise InputError(f"{setting} = {path}: the file has no lines that are not blank; give at least one problem")
-    return rows
+def _text(value: Any) -> str | None:
+    """A cell as text: of a single message its content, of another list or object its JSON."""
+    if isinstance(value, list) and len(value) == 1 and is_message(value[0]):
+        return value[0]["content"]
+    if isinstance(value, (list, dict)):
+        return json.dumps(value, default=str)
+    return None if value is None else str(value)
 
 
-def enumerate_rows(name: str, rows: Iterable[Any]) -> Iterable[tuple[str, Any]]:
-    return ((f"{name} row {number}", row) for number, row in enumerate(rows))
+def _ends_with_answers(problems: Mapping[str, Problem], found: Found) -> bool:
+    """Whether the column of answers holds solutions that end with the answer: in all rows, nothing says that it is to
+    be taken as it is, and no other column has solutions."""
+    if "answer" in found.given or found.names.get("solution") not in (None, found.names.get("answer")):
+        return False
+    answers = [problem.answer for problem in problems.values() if problem.answer is not None]
+    return bool(answers) and all(MARK in answer for answer in answers)
 
 
-def hub_rows(path: str) -> Iterable[Any]:
-    """Rows of `hub:OWNER/NAME[/CONFIG][@SPLIT]`. Needs the extra `datasets`.
-
-    Raises InputError where the extra is missing or the data set cannot be loaded.
-    """
-    try:
-        import datasets  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise InputError(
-            f"prompts.path = {path}: needs the extra `datasets`: pip install 'driftgate[datasets]', or in a clone "
-            ".venv/bin/pip install -e '.[datasets]'"
-        ) from None
-    name, _, split = path.removeprefix("hub:").partition("@")
-    owner_and_name, config = "/".join(name.split("/")[:2]), name.split("/")[2:]
-    try:
-        return datasets.load_dataset(owner_and_name, *config, split=split or "train")
-    except (OSError, ValueError) as error:  # no such data set, no network, or no such configuration or split
-        why = str(error).splitlines()[0]
-        raise InputError(f"prompts.path = {path}: cannot be loaded: {why}; check name, split and network") from None
+def _split(problem: Problem) -> Problem:
+    if problem.answer is None:
+        return problem
+    return replace(problem, answer=problem.answer.rpartition(MARK)[2].strip(), solution=problem.answer)

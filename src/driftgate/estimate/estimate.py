@@ -25,7 +25,8 @@ class Estimate:
     """One run and its examination."""
 
     student: Shape
-    teacher: Shape
+    teacher: Shape | None
+    """The largest; None for a run without one."""
     tokens: Tokens
     memory: Memory
     seconds: Mapping[str, Seconds]
@@ -103,7 +104,7 @@ def estimate_of(work: Workload) -> Estimate:
     """Tokens, memory and time of a run."""
     return Estimate(
         student=work.student,
-        teacher=work.teacher,
+        teacher=work.teacher if work.teachers else None,
         tokens=work.tokens,
         memory=memory_of(work),
         seconds={gpu.name: seconds_of(work, gpu) for gpu in GPUS},

@@ -225,10 +225,9 @@ def _update(work: Workload) -> dict[str, float]:
 
 def _target_head(work: Workload) -> dict[str, float]:
     """The output embedding of a target, whole, where a divergence over the vocabulary reads it."""
-    heads = {
-        "teacher": work.teacher.embedding * weight_width(work.teacher_settings),
-        "initial": work.student.embedding * weight_width(work.config.student),
-    }
+    heads = {"initial": work.student.embedding * weight_width(work.config.student)}
+    if work.teachers:
+        heads["teacher"] = work.teacher.embedding * weight_width(work.teacher_settings)
     read = {n for t in work.config.all_terms.values() for n, needs in t.objective.needs.items() if needs.hidden}
     return {"target's output embedding": max(heads[name] for name in read)} if read else {}
 

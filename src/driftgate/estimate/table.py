@@ -30,7 +30,8 @@ def _token_table(estimates: Mapping[str, Estimate], seeds: int) -> Table:
     table.title = "Response tokens of all runs, in millions"
     for name, found in estimates.items():
         shown = [f"{seeds * getattr(found.tokens, part.name) / 1e6:,.2f}" for part in fields(Tokens)]
-        sizes = [f"{shape.parameters / 1e9:.3g} B" for shape in (found.student, found.teacher)]
+        sizes = [f"{shape.parameters / 1e9:.3g} B" for shape in (found.student, found.teacher) if shape]
+        sizes += ["none"] * (2 - len(sizes))
         table.add_row(name, *sizes, str(seeds), *shown)
     totals = [sum(getattr(e.tokens, part.name) for e in estimates.values()) for part in fields(Tokens)]
     table.add_section()
@@ -112,7 +113,8 @@ def assumption_lines(estimates: Mapping[str, Estimate], gpus: str = "one GPU") -
 
 
 def _roles(found: Estimate) -> tuple[tuple[str, Shape], ...]:
-    return ("student's sizes", found.student), ("teacher's sizes", found.teacher)
+    shapes = {"student's sizes": found.student, "teacher's sizes": found.teacher}
+    return tuple((role, shape) for role, shape in shapes.items() if shape is not None)
 
 
 def _gb(count: float) -> str:

@@ -49,14 +49,15 @@ class Responses:
 def seconds_of(work: Workload, gpu: Gpu) -> Seconds:
     """Seconds of a run and of the examination of its model. All ranks work at the same time; one examines."""
     config, needs = work.config, work.needs
-    student, teacher = (work.student, config.student), (work.teacher, work.teacher_settings)
+    student = work.student, config.student
+    teacher = (work.teacher, work.teacher_settings) if work.teachers else student
     targets = {"teacher": teacher, "initial": student}
     written = Responses(work.share, work.rows, work.mean, work.limit)
     asked = Responses(work.exam_responses, exam_rows(work, gpu), work.exam_mean, work.exam_limit)
     decoders: list[tuple[Shape, ModelSettings]] = [student, teacher] if config.rollout.kl_budget else [student]
     rollout = sum(decoding_seconds(written, *decoder, work.assumed, gpu) for decoder in decoders)
     behaviour = _scoring(work, gpu, *student) if "behaviour" in needs else 0.0
-    elsewhere = {"behaviour", *(["teacher"] if work.teacher_settings.served else [])}
+    elsewhere = {"behaviour", *(["teacher"] if config.served_teachers and work.teacher_settings.served else [])}
     scored = sum(_scoring(work, gpu, *targets[name]) for name in needs if name not in elsewhere)
     exam = decoding_seconds(asked, *student, work.assumed, gpu)
     steps, batches = config.steps, work.batches

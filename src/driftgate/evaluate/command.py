@@ -26,7 +26,7 @@ def run_eval(
     """Evaluate `model` and print its table; samples.jsonl and result.json go to `out`. Where neither dtype nor compute
     is given, a run folder's model has those that it was trained with, another float32."""
     settings = _as_trained(model, settings)
-    check_settings(settings)
+    check_settings(settings, lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
     quantise = None
     if dtype is None and compute is None:
         student = _settings_of_run(model).get("student", {})

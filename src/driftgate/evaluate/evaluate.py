@@ -225,15 +225,16 @@ def _graded(rows: Sequence[Row], verifier: Verifier) -> list[Row]:
     return [row | {"answer": answer, "correct": verdict} for row, answer, verdict in zip(rows, answers, verdicts)]
 
 
-def check_settings(settings: ExamSettings) -> None:
-    """Raises InputError before the model is loaded; published benchmarks are fetched for it."""
+def check_settings(settings: ExamSettings, say: Callable[[str], None] = lambda line: None) -> None:
+    """Raises InputError before the model is loaded; published benchmarks are fetched for it. say: gets a line about
+    each file of the user's own."""
     for name in ("chat_template", "template_args", "system"):
         if getattr(settings, name) and not settings.chat:
             raise InputError(f"--{name.replace('_', '-')}: belongs to a chat template; add --chat, or take it out")
     if len({benchmark_name(name) for name in settings.benchmarks}) < len(settings.benchmarks):
         raise InputError(f"--benchmark: {', '.join(settings.benchmarks)} names one twice")
     for name in settings.benchmarks:
-        problems = load_benchmark(name, settings.limit)
+        problems = load_benchmark(name, settings.limit, say)
         check_answers(settings.verify or MathSettings(), {p.id: p.answer for p in problems}, f"--benchmark {name}")
 
 

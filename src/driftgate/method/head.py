@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .logits import Chunked, Head, operands, parts, wide
+from .stop_group import class_of
 
 CHUNK = 256
 """Default number of tokens per chunk."""
@@ -39,12 +40,13 @@ def token_logprobs(
     """log softmax(logits)[ids]: the log-probability, in nats, of one token or K tokens per position; differentiable.
 
     hidden: [N, H]; weight: [V, H], or a `Head`; ids: int64 [N] or [N, K], each from 0 to V - 1. Returns float32
-    (float64 for float64 input) of the shape of `ids`. The backward pass computes the logits again, chunk by chunk.
+    (float64 for float64 input) of the shape of `ids`. Here and below an id of a head's `group` is its whole class. The
+    backward pass computes the logits again, chunk by chunk.
     Raises ValueError naming the argument.
     """
     _check_ids(hidden, ids, 1, 2)
     head = Head.of(weight)
-    columns = ids if ids.dim() == 2 else ids[:, None]
+    columns = class_of(ids if ids.dim() == 2 else ids[:, None], head.group)
     found = _TokenLogprobs.apply(*operands(hidden, head), columns, head.curve(temperature), chunk)
     return found.view(ids.shape)  # type: ignore[no-any-return, union-attr]
 
@@ -70,7 +72,7 @@ def weighted_loss(
     """
     _check_ids(hidden, ids, 1)
     head = Head.of(weight)
-    how = head.curve(temperature), chunk
+    ids, how = class_of(ids, head.group), (head.curve(temperature), chunk)
     return _WeightedLoss.apply(*operands(hidden, head), ids, token_weight, loss_of, *how)  # type: ignore[no-any-return]
 
 
@@ -91,8 +93,9 @@ def summary(
     """
     _check_ids(hidden, ids, 2)
     head = Head.of(weight)
-    if not 0 <= top <= len(head.weight):
-        raise ValueError(f"top must be from 0 to the {len(head.weight)} tokens of the vocabulary, not {top}")
+    if not 0 <= top <= head.classes:
+        raise ValueError(f"top must be from 0 to the {head.classes} tokens of the vocabulary, not {top}")
+    ids = class_of(ids, head.group)
     hidden, *rest = operands(hidden, head)
     new = hidden.new_empty
     result = Summary(
@@ -115,7 +118,13 @@ def support_logits(
     hidden: [N, H]; weight: [V, H], or a `Head`; ids: int64 [N, K]. Returns float32 (or float64) [N, K], not normalised.
     """
     head = Head.of(weight)
-    return _SupportLogits.apply(*operands(hidden, head), ids, head.curve(temperature), chunk)  # type: ignore[no-any-return]
+    inputs, curve = operands(hidden, head), head.curve(temperature)
+    if not head.group:
+        return _SupportLogits.apply(*inputs, ids, curve, chunk)  # type: ignore[no-any-return]
+    members = torch.tensor(head.group, device=ids.device).expand(len(ids), -1)
+    found = _SupportLogits.apply(*inputs, torch.cat([ids, members], 1), curve, chunk)
+    own, theirs = found.split([ids.shape[1], len(head.group)], 1)  # type: ignore[union-attr]
+    return torch.where(torch.isin(ids, members[:1]), theirs.logsumexp(1, keepdim=True), own)
 
 
 def _summarise(logits: Tensor, ids: Tensor, part: slice, result: Summary) -> None:

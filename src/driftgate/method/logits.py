@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .stop_group import merge_, spread_
+
 Gradients = tuple[Tensor, Tensor, Tensor | None]
 """Of hidden states [N, H], weight [V, H] and bias [V], or None for it."""
 
@@ -29,6 +31,8 @@ class Head:
     """What the model multiplies its logits by, before the cap (Cohere, Granite, Falcon-H1)."""
     cap: float | None = None
     """What no logit exceeds in absolute value (Gemma); None for no cap."""
+    group: tuple[int, ...] = ()
+    """Ids that are one class in all probabilities, see `stop_group`; the first stands for all."""
 
     @classmethod
     def of(cls, head: "Tensor | Head") -> "Head":
@@ -46,10 +50,16 @@ class Head:
 
     def curve(self, temperature: float) -> "Curve":
         """What the head does with the products hidden @ weight.T."""
-        return Curve(self.scale, self.cap, temperature)
+        return Curve(self.scale, self.cap, temperature, self.group)
+
+    @property
+    def classes(self) -> int:
+        """Tokens that a probability may be of."""
+        return len(self.weight) - max(len(self.group) - 1, 0)
 
     def finish_(self, products: Tensor, temperature: float = 1.0) -> Tensor:
-        """In place: logits [N, V], divided by the temperature, from hidden @ weight.T. Without gradient."""
+        """In place: logits [N, V], divided by the temperature, from hidden @ weight.T. Without gradient. They are of
+        single ids: the group is not merged."""
         return self.curve(temperature).apply_(products, self.bias)
 
 
@@ -62,6 +72,8 @@ class Curve(NamedTuple):
     scale: float
     cap: float | None
     temperature: float
+    group: tuple[int, ...] = ()
+    """Ids whose classes `Chunked` merges."""
 
     def apply_(self, products: Tensor, bias: Tensor | None, slope: Tensor | None = None) -> Tensor:
         """In place. bias: [V], or the shape of the products. slope, where there is a cap: memory of the products'
@@ -94,6 +106,7 @@ class Chunked:
         self.hidden, self.weight, self.bias, self.curve, self.chunk = hidden, weight, bias, curve, chunk
         self.room = torch.empty(min(chunk, len(hidden)), len(weight), dtype=wide(hidden), device=hidden.device)
         self.slope = torch.empty_like(self.room) if back and curve.cap is not None else None
+        self.group = torch.tensor(curve.group, device=hidden.device) if curve.group else None
 
     def logits(self, part: slice) -> Tensor:
         """Logits [C, V] in float32 (or float64), divided by the temperature. They overwrite those of the last call."""
@@ -104,7 +117,10 @@ class Chunked:
                 torch.mm(hidden, self.weight.T, out_dtype=torch.float32, out=logits)  # pyright: ignore[reportCallIssue]
             else:
                 torch.mm(hidden, self.weight.T, out=logits)
-        return self.curve.apply_(logits, self.bias, None if self.slope is None else self.slope[: len(hidden)])
+        self.curve.apply_(logits, self.bias, None if self.slope is None else self.slope[: len(hidden)])
+        if self.group is not None:
+            self.shares = merge_(logits, self.group)
+        return logits
 
     def gradients(self, grad_logits: Callable[[slice], Tensor], wants_bias: bool) -> Gradients:
         """grad_logits(part): the gradient [C, V] of the logits of a chunk, passed through `Curve.back`. It has called
@@ -115,6 +131,8 @@ class Chunked:
         grad_bias = hidden.new_zeros(len(weight), dtype=wide(hidden)) if wants_bias else None
         for part in parts(len(hidden), self.chunk):
             grad = grad_logits(part)
+            if self.group is not None:
+                spread_(grad, self.group, self.shares)
             if self.slope is not None:
                 grad.mul_(self.slope[: len(grad)])
             if grad_bias is not None:

@@ -43,23 +43,46 @@ def sampled_token_loss(
     logp, logp_behaviour, logp_teacher: float [N], in nats, all at the sampling temperature; gradient flows through
     `logp` only. Returns [N]. Raises ValueError naming the argument.
     """
-    r, gain = _ratio_and_gain(logp, logp_behaviour, logp_teacher, advantage, clip, dual_clip, ratio)
-    return _policy_gradient(r, gain, clip, dual_clip)
+    gain = log_ratio(logp, logp_behaviour, logp_teacher, advantage)
+    return policy_gradient_loss(logp, logp_behaviour, gain, clip, dual_clip, ratio)
+
+
+def policy_gradient_loss(
+    logp: Tensor,
+    logp_behaviour: Tensor,
+    gain: Tensor,
+    clip: float | None = 0.2,
+    dual_clip: float | None = 3.0,
+    ratio: Ratio = "behaviour",
+) -> Tensor:
+    """The loss of `sampled_token_loss` for any advantage A_t: `gain`, float [N], which carries no gradient. Returns
+    [N]. Raises ValueError naming the argument."""
+    r = _ratio(logp, logp_behaviour, gain, clip, dual_clip, ratio)
+    return _policy_gradient(r, widen(gain.detach()), clip, dual_clip)
 
 
 @torch.no_grad()
 def clipped_tokens(
     logp: Tensor,
     logp_behaviour: Tensor,
-    logp_teacher: Tensor,
-    advantage: Advantage = "frozen",
+    gain: Tensor,
     clip: float | None = 0.2,
     dual_clip: float | None = 3.0,
     ratio: Ratio = "behaviour",
 ) -> Tensor:
-    """Where a bound (clip or dual clip) sets the gradient of `sampled_token_loss` to zero: bool [N]. Same arguments."""
-    r, gain = _ratio_and_gain(logp, logp_behaviour, logp_teacher, advantage, clip, dual_clip, ratio)
+    """Where a bound (clip or dual clip) sets the gradient of `policy_gradient_loss` to zero: bool [N]. Same
+    arguments."""
+    r, gain = _ratio(logp, logp_behaviour, gain, clip, dual_clip, ratio), widen(gain)
     return _policy_gradient(r, gain, clip, dual_clip) != _policy_gradient(r, gain, None, None)
+
+
+def log_ratio(logp: Tensor, logp_behaviour: Tensor, logp_teacher: Tensor, advantage: Advantage = "frozen") -> Tensor:
+    """log q(y_t) - log p_A(y_t), float [N], in nats, without gradient: see `sampled_token_loss`. Raises ValueError
+    naming the argument."""
+    check.same_length(logp=logp, logp_behaviour=logp_behaviour, logp_teacher=logp_teacher)
+    if advantage not in get_args(Advantage):
+        raise ValueError(f"advantage must be frozen or recomputed, not {advantage!r}")
+    return widen(logp_teacher.detach()) - widen((logp_behaviour if advantage == "frozen" else logp).detach())
 
 
 def candidate_loss(
@@ -84,7 +107,7 @@ def candidate_loss(
     present = torch.ones_like(logp, dtype=torch.bool) if present is None else present
     weight = widen(logp.detach()).masked_fill(~present, -math.inf).softmax(-1).masked_fill(~present, 0.0)
     logp, behaviour, teacher = (widen(x).masked_fill(~present, 0.0) for x in (logp, logp_behaviour, logp_teacher))
-    loss = _policy_gradient(_bounded_ratio(logp, behaviour), (teacher - logp).detach(), clip, dual_clip)
+    loss = _policy_gradient(bounded_ratio(logp, behaviour), (teacher - logp).detach(), clip, dual_clip)
     return (weight * loss).sum(-1)
 
 
@@ -133,8 +156,18 @@ def support_divergence(
         return _renormalised(log_p, log_q, kind, beta, present)
     log_p, log_q = _present(log_p, present), _present(log_q.detach(), present)
     if mass == "tail":
-        log_p, log_q = _with_tail(log_p), _with_tail(log_q)
+        log_p, log_q = (torch.cat([x, tail_mass(x)[:, None]], dim=-1) for x in (log_p, log_q))
     return divergence(log_p, log_q, kind, beta)
+
+
+def tail_mass(log_mass: Tensor, present: Tensor | None = None) -> Tensor:
+    """log(1 - sum of the masses), where 1 - sum counts as at least the dtype's eps: float [N].
+
+    log_mass: float [N, K]; present: bool [N, K], False for a slot without a token.
+    """
+    inside = _present(log_mass, present).logsumexp(-1).clamp(max=-torch.finfo(widen(log_mass).dtype).eps)
+    # Each of the two forms is exact where it is used. The clamp keeps the gradient of the other form finite too.
+    return torch.where(inside > -math.log(2), (-inside.expm1()).log(), (-inside.exp()).log1p())
 
 
 def topk_reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -160,28 +193,20 @@ def check_kind(kind: str, beta: float) -> None:
         raise ValueError(f"beta must be above 0 and below 1, not {beta}; at the ends use kind forward_kl or reverse_kl")
 
 
-def _ratio_and_gain(
-    logp: Tensor,
-    logp_behaviour: Tensor,
-    logp_teacher: Tensor,
-    advantage: Advantage,
-    clip: float | None,
-    dual_clip: float | None,
-    ratio: Ratio,
-) -> tuple[Tensor, Tensor]:
-    """r_t with gradient and A_t without gradient, both [N]."""
-    check.same_length(logp=logp, logp_behaviour=logp_behaviour, logp_teacher=logp_teacher)
+def _ratio(
+    logp: Tensor, logp_behaviour: Tensor, gain: Tensor, clip: float | None, dual_clip: float | None, ratio: Ratio
+) -> Tensor:
+    """r_t with gradient, [N]; the arguments of `policy_gradient_loss`, checked."""
+    check.same_length(logp=logp, logp_behaviour=logp_behaviour, gain=gain)
     _check_clips(clip, dual_clip)
-    if advantage not in get_args(Advantage):
-        raise ValueError(f"advantage must be frozen or recomputed, not {advantage!r}")
     if ratio not in get_args(Ratio):
         raise ValueError(f"ratio must be behaviour or current, not {ratio!r}")
-    logp, behaviour, teacher = widen(logp), widen(logp_behaviour.detach()), widen(logp_teacher.detach())
-    gain = teacher - (behaviour if advantage == "frozen" else logp.detach())
-    return _bounded_ratio(logp, behaviour if ratio == "behaviour" else logp), gain
+    logp = widen(logp)
+    return bounded_ratio(logp, widen(logp_behaviour.detach()) if ratio == "behaviour" else logp)
 
 
-def _bounded_ratio(logp: Tensor, base: Tensor) -> Tensor:
+def bounded_ratio(logp: Tensor, base: Tensor) -> Tensor:
+    """p / base, at most exp(LARGEST_LOG_RATIO), from log-probabilities of any one shape; gradient through `logp`."""
     return torch.exp((logp - base.detach()).clamp(max=LARGEST_LOG_RATIO))
 
 
@@ -217,14 +242,6 @@ def _renormalised(log_p: Tensor, log_q: Tensor, kind: Kind, beta: float, present
     few = present.sum(-1) < 2
     log_p, log_q = (_present(x, present).masked_fill(few[:, None], 0.0).log_softmax(-1) for x in (log_p, log_q))
     return divergence(log_p, log_q, kind, beta).masked_fill(few, 0.0)
-
-
-def _with_tail(log_mass: Tensor) -> Tensor:
-    """[N, K + 1]: the log-masses and log(1 - their sum), where 1 - sum counts as at least the dtype's eps."""
-    inside = log_mass.logsumexp(-1, keepdim=True).clamp(max=-torch.finfo(log_mass.dtype).eps)
-    # Each of the two forms is exact where it is used. The clamp keeps the gradient of the other form finite too.
-    tail = torch.where(inside > -math.log(2), (-inside.expm1()).log(), (-inside.exp()).log1p())
-    return torch.cat([log_mass, tail], dim=-1)
 
 
 def _present(log_mass: Tensor, present: Tensor | None) -> Tensor:

@@ -3,7 +3,9 @@
 Shapes: N valid response tokens, K most probable tokens, K' chosen ids, H hidden size of the model.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,6 +88,8 @@ class Scored:
     teacher: TokenScores = TokenScores()
     initial: TokenScores = TokenScores()
     """By the student as it was when the run began."""
+    ahead: Mapping[Any, Tensor] = field(default_factory=dict, kw_only=True)
+    """float [N] by objective: what its loss depends on of other tokens; see `Objective.ahead`."""
 
     def of(self, target: str) -> TokenScores:
         """target: "teacher" or "initial"."""
@@ -93,4 +97,6 @@ class Scored:
 
     def rows(self, tokens: Tensor | slice, device: torch.device | None = None) -> "Scored":
         """See `TokenScores.rows`."""
-        return Scored(*(scores.rows(tokens, device) for scores in (self.behaviour, self.teacher, self.initial)))
+        ahead = {key: value[tokens].to(device or value.device) for key, value in self.ahead.items()}
+        parts = (scores.rows(tokens, device) for scores in (self.behaviour, self.teacher, self.initial))
+        return Scored(*parts, ahead=ahead)

@@ -31,6 +31,8 @@ READABLE = {
     "teacher_at_student": "[N, K] log q of the student's most probable tokens",
     "correct": "[N] 1 where the verifier accepts the token's response, else 0",
     "group": "[N] the prompt of the token's response, as a number",
+    "group_mean": "[N] mean of `correct` over the responses that the student wrote to the prompt",
+    "group_std": "[N] their standard deviation, with n - 1; 0 for one response",
 }
 """The streams that a signal may read, besides rows, place and age."""
 
@@ -158,6 +160,21 @@ def teacher_ratio(s: Streams) -> Tensor:
     return current_gap(s).exp()
 
 
+@signal("behaviour_logp")
+def surprisal(s: Streams) -> Tensor:
+    """-log o(y_t), in nats: how unlikely the sampled token was to the student that wrote it."""
+    return -s["behaviour_logp"]
+
+
+@signal("teacher_logp", "behaviour_logp")
+def log_mean_gap(s: Streams) -> Tensor:
+    """sqrt(L) |log q - log o|, with the logarithmic mean L = (q - o) / (log q - log o) of the sampled token's two
+    probabilities, which is q where they are equal (DIAL-OPD, arXiv 2610.11659, with beta = 1/2)."""
+    size = gap(s).abs()
+    larger = torch.maximum(s["teacher_logp"], s["behaviour_logp"]).exp()
+    return (larger * -torch.expm1(-size) * size).sqrt()  # L |gap| = |q - o|, and so sqrt(L) |gap| = sqrt(|q - o| |gap|)
+
+
 @signal("teacher_logp")
 def teacher_logp(s: Streams) -> Tensor:
     """log q(y_t), in nats."""
@@ -193,6 +210,24 @@ def divergence(s: Streams) -> Tensor:
     """KL(o || q) over the behaviour student's K most probable tokens, all other tokens as one class, in nats. A close
     lower bound of the KL over the vocabulary."""
     return support_divergence(s["student_top_logp"], s["teacher_at_student"], "reverse_kl", "tail")
+
+
+@signal("student_top_logp", "teacher_at_student", "behaviour_logp", "teacher_logp")
+def signal_to_noise(s: Streams) -> Tensor:
+    """Var[rho] / (E[(rho - b)^2 L] - Var[rho]) under o, with rho = log o - log q, L = 1/o - 1 and the baseline b =
+    E[rho L] / E[L] that makes it largest. In the Fisher metric this is the squared mean of a sampled token's gradient
+    over its variance. Over the behaviour student's K most probable tokens and the sampled one, renormalised (a sketch
+    of IER-OPD, arXiv 2609.24432)."""
+    log_o = torch.cat([s["student_top_logp"], s["behaviour_logp"][:, None]], 1)
+    log_q = torch.cat([s["teacher_at_student"], s["teacher_logp"][:, None]], 1)
+    twice = s["behaviour_logp"] >= s["student_top_logp"][:, -1]  # the sampled token is among the K
+    log_o = torch.cat([log_o[:, :-1], log_o[:, -1:].masked_fill(twice[:, None], -torch.inf)], 1)
+    o, rho = log_o.softmax(1), (log_o - log_q).masked_fill(log_o == -torch.inf, 0.0)
+    rest = (1 - o).masked_fill(log_o == -torch.inf, 0.0)  # o L
+    size = rest.sum(1, keepdim=True).clamp(min=torch.finfo(o.dtype).tiny)
+    signal = (o * (rho - (o * rho).sum(1, keepdim=True)).square()).sum(1)
+    noise = (rest * (rho - (rest * rho).sum(1, keepdim=True) / size).square()).sum(1) - signal
+    return signal / noise.clamp(min=torch.finfo(o.dtype).eps)
 
 
 @signal()

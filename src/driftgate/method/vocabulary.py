@@ -42,6 +42,8 @@ def vocabulary_divergence(
             f"weight_q has {len(theirs.weight)} tokens but weight has {len(ours.weight)}; cut both to the shared "
             f"vocabulary"
         )
+    if theirs.group != ours.group:
+        raise ValueError(f"weight_q has the group {theirs.group} but weight has {ours.group}; give both the same")
     teacher, curves = operands(hidden_q.detach(), theirs), (ours.curve(temperature), theirs.curve(temperature))
     return _VocabularyDivergence.apply(*operands(hidden, ours), *teacher, curves, kind, beta, chunk)  # type: ignore[no-any-return]
 

@@ -62,8 +62,14 @@ def sigmoid(values: Tensor, centre: float, width: float, low: float) -> Tensor:
     return low + (1 - low) * torch.sigmoid((values - centre) / width)
 
 
-def keep_top(values: Tensor, share: float) -> Tensor:
-    """1 for the largest ceil(share * S) of the values [S], 0 for the others. Of equal values, the earlier is kept."""
+def keep_top(values: Tensor, share: float, owners: Tensor | None = None) -> Tensor:
+    """1 for the largest ceil(share * S) of the values [S], 0 for the others. Of equal values, the earlier is kept.
+
+    owners: int64 [S], each span's sequence, non-decreasing; then so for the spans of each sequence.
+    """
+    if owners is not None and len(values):
+        counts = owners.unique_consecutive(return_counts=True)[1].tolist()
+        return torch.cat([keep_top(part, share) for part in values.split(counts)])
     kept = torch.zeros_like(values)
     count = math.ceil(share * len(values) * (1 - 1e-12))  # not 8 for 0.07 * 100 = 7.000000000000001
     kept[values.argsort(descending=True, stable=True)[:count]] = 1

@@ -23,12 +23,12 @@ LARGE = 100.0
 """Logits of this size show a cap."""
 
 
-def head_of(model: Any, vocabulary: int | None = None) -> Head:
+def head_of(model: Any, vocabulary: int | None = None, group: tuple[int, ...] = ()) -> Head:
     """The head of a Hugging Face causal LM, cut to the ids below `vocabulary`; with the bias of its output embedding,
-    and the scale and the cap that its configuration names."""
+    and the scale and the cap that its configuration names. group: see `Head`."""
     output, (scale, cap) = model.get_output_embeddings(), _named(model)
     bias = getattr(output, "bias", None)
-    return Head(output.weight[:vocabulary], None if bias is None else bias[:vocabulary], scale, cap)
+    return Head(output.weight[:vocabulary], None if bias is None else bias[:vocabulary], scale, cap, group)
 
 
 def _named(model: Any) -> tuple[float, float | None]:

@@ -98,7 +98,7 @@ def stop_ids(model: Any, tokenizer: PreTrainedTokenizerBase, role: str) -> tuple
     if ids and isinstance(own, int) and own not in ids:
         raise InputError(
             f"{role}.path: EOS clash: the tokenizer ends an answer with {tokenizer.eos_token!r} ({own}), the "
-            f"generation config with {sorted(ids)}; set rollout.stop_ids=[ID], or mend generation_config.json"
+            f"generation config with {sorted(ids)}; {_as_one({own, *ids}, role)}, or mend generation_config.json"
         )
     return tuple(sorted(ids | ({own} if isinstance(own, int) else set())))
 
@@ -122,9 +122,18 @@ def choose_stop_ids(
         if not set(ours) & set(theirs):
             raise InputError(
                 f"{role}.path: EOS clash: it ends an answer with {list(theirs)}, the student with {list(ours)}, so the "
-                f"teacher would unteach stopping; set rollout.stop_ids=[ID] to the id that both should use"
+                f"teacher would unteach stopping; {_as_one({*theirs, *ours}, role)}, or rollout.stop_ids=[ID] to the "
+                f"id that both should use"
             )
     return ours
+
+
+def _as_one(ids: set[int], role: str) -> str:
+    """How to say that all of these ids end an answer. An evaluation draws them, and knows no groups."""
+    if role == "model":
+        return f"name all of {sorted(ids)} as eos_token_id"
+    listed = ",".join(map(str, sorted(ids)))
+    return f"set rollout.stop_ids=[{listed}] rollout.stop_group=true, so that these count as one end"
 
 
 def context_length(model: Any) -> int | None:

@@ -40,6 +40,8 @@ class Policy(nn.Module):
             layer.register_forward_hook(_ask_again, always_call=True)
         self.vocabulary: int | None = None
         """Ids from here on are padding of the output embedding that the other model lacks; None for no such id."""
+        self.stop_group: tuple[int, ...] = ()
+        """Ids that end an answer and count as one class in every score and loss; empty where each is its own."""
         self.gather: Callable[[torch.dtype | None, str | None], nn.Module] | None = None
         """Makes a whole copy, cast and with an adapter merged, of weights that are sharded over ranks; None for weights
         that are not."""
@@ -59,7 +61,7 @@ class Policy(nn.Module):
     @property
     def head(self) -> Head:
         """What makes logits [N, V] of hidden states [N, H]."""
-        return head_of(self.model, self.vocabulary)
+        return head_of(self.model, self.vocabulary, self.stop_group)
 
     @property
     def _embedding(self) -> Tensor:

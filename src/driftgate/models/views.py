@@ -30,7 +30,7 @@ class AdapterView(Policy):
         object.__setattr__(self, "model", student.model)
         assert student.adapters is not None
         self.adapters, self.adapter = student.adapters, adapter
-        self.compute, self.vocabulary = student.compute, student.vocabulary
+        self.compute, self.vocabulary, self.stop_group = student.compute, student.vocabulary, student.stop_group
         self.gather, self.works_on = None, None
 
     @property

@@ -1,6 +1,7 @@
 """Objectives: the loss that a term of the training loss computes for each token.
 
-Each file of this folder holds one objective. Importing the folder finds them all; there is no list to edit.
+Each file of this folder holds one objective, or a part of one. Importing the folder finds them all; there is no list to
+edit.
 """
 
 import pkgutil

@@ -10,7 +10,8 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from ..method import supports
-from ..method.objectives import support_divergence
+from ..method.objectives import support_divergence, tail_mass
+from ..method.residual import tail_residual
 from ..method.scores import Needs, Scored, TokenScores
 from ..method.vocabulary import vocabulary_divergence
 from .objective import Objective, Outputs
@@ -31,9 +32,10 @@ class DivergenceObjective(Objective):
     `k` of the student that wrote the rollout, `union` for tokens in either, `intersection` for tokens in both."""
     k: PositiveInt = 32
     """Number of most probable tokens that make up a support."""
-    mass: Literal["renormalised", "tail", "raw"] = "renormalised"
+    mass: Literal["renormalised", "tail", "raw", "residual"] = "renormalised"
     """Probability outside the support. `renormalised`: both sides are scaled to sum to 1 inside it. `tail`: the rest is
-    one more class. `raw`: it is left out, and nothing is scaled."""
+    one more class. `raw`: it is left out, and nothing is scaled. `residual`: as `tail`, and what that leaves out is
+    estimated from the sampled token (ResOPD): the reverse KL over the vocabulary, unbiased with rollout.top_p=1."""
     allow_raw_reverse_kl: bool = False
     """Allow reverse KL on raw mass. That loss has no lower bound: it falls as mass moves out of the support."""
     target: Literal["teacher", "initial"] = "teacher"
@@ -45,9 +47,19 @@ class DivergenceObjective(Objective):
             top=self.k if self.support in ("teacher", "union", "intersection") else 0,
             at_ids=self.support in ("student", "union"),
             hidden=self.support == "vocabulary",
+            logp=self.samples,
         )
-        ours = Needs(top=self.k if self.support in ("student", "union", "intersection") else 0)
+        ours = Needs(top=self.k if self.support in ("student", "union", "intersection") else 0, logp=self.samples)
         return {"behaviour": ours, self.target: theirs}
+
+    @property
+    def samples(self) -> bool:
+        """Whether the sampled token stands for the tokens outside the support."""
+        return self.support != "vocabulary" and self.mass == "residual"
+
+    @property
+    def needs_own_samples(self) -> bool:
+        return self.samples
 
     @property
     def reads_vocabulary(self) -> bool:
@@ -73,8 +85,17 @@ class DivergenceObjective(Objective):
             theirs = _given(scores.of(self.target).hidden), outputs.target_heads[self.target]()
             how = self.divergence, beta, outputs.temperature
             return vocabulary_divergence(outputs.hidden, outputs.head, *theirs, *how)
-        log_q = self._target_logp(scores.of(self.target))
-        return support_divergence(outputs.supports[self], log_q, self.divergence, self.mass, beta, ids >= 0)
+        log_p, log_q, present = outputs.supports[self], self._target_logp(scores.of(self.target)), ids >= 0
+        if self.mass == "residual":
+            tails = support_divergence(log_p, log_q, "reverse_kl", "tail", present=present)
+            return tails + self._residual(outputs, scores, log_p, log_q, ids)
+        return support_divergence(log_p, log_q, self.divergence, self.mass, beta, present)
+
+    def _residual(self, outputs: Outputs, scores: Scored, log_p: Tensor, log_q: Tensor, ids: Tensor) -> Tensor:
+        """float [N]: see `method.residual`."""
+        tails = tail_mass(log_p, ids >= 0), tail_mass(log_q, ids >= 0)
+        logp = _given(outputs.logp), _given(scores.behaviour.logp), _given(scores.of(self.target).logp)
+        return tail_residual(*logp, *tails, (ids != _given(outputs.ids)[:, None]).all(1))
 
     def _target_logp(self, target: TokenScores) -> Tensor:
         """float [N, K]: the target's log-probabilities of the support's tokens, in the same order."""
@@ -94,6 +115,11 @@ class DivergenceObjective(Objective):
             raise ValueError(
                 "k = 1 with mass = renormalised: the loss is always 0, because one token's mass is always 1; set k=2 "
                 "or more"
+            )
+        if self.mass == "residual" and self.divergence != "reverse_kl":
+            raise ValueError(
+                f"mass = residual with divergence = {self.divergence}: the student's samples stand for the tail of a "
+                f"reverse KL alone; set divergence=reverse_kl, or mass=tail"
             )
         if self.mass == "raw" and self.divergence == "jsd":
             raise ValueError("jsd on raw mass is not a divergence: it can be negative; set mass=tail or renormalised")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..method.logits import Head
 from ..method.scores import Needs, Scored
+from ..method.signals import Streams
 from ..settings import Settings
 
 
@@ -35,6 +36,8 @@ class Outputs:
     supports: "dict[Objective, Tensor]" = field(default_factory=dict)
     """float [N, K]: log-probabilities of the tokens of an objective's support. They are logits if the
     objective's `reads_vocabulary` is False."""
+    ids: Tensor | None = None
+    """int64 [N]: the sampled tokens y_t; None where the gradient is found from their log-probabilities alone."""
 
 
 class Objective(Settings):
@@ -64,6 +67,21 @@ class Objective(Settings):
     def needs_own_samples(self) -> bool:
         """Whether the student must have written the responses itself, as a policy gradient requires."""
         return False
+
+    @property
+    def reads_batch(self) -> set[str]:
+        """Streams of a whole rollout batch (`method.signals.READABLE`) that `ahead` reads."""
+        return set()
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether `loss` reads `scores.ahead[self]`."""
+        return False
+
+    def ahead(self, streams: Streams) -> Tensor:
+        """float [N], of any precision: for every token of a rollout batch, what its loss depends on of other tokens. It
+        is found once for the batch, so that neither minibatches nor micro-batches change it."""
+        raise NotImplementedError
 
     @property
     def support_size(self) -> int:

@@ -125,7 +125,8 @@ def jobs_of(study: Study, configs: dict[str, TrainConfig], runs: Path) -> Iterat
                 f"references = true with teachers in arm {study.base}: which of them is the reference is not said; "
                 f"set references=false"
             )
-        for name, model in zip(REFERENCES, (base.student.path, base.teacher_model().path)):
+        models = [base.student.path, *([base.teacher_model().path] if base.teacher else [])]
+        for name, model in zip(REFERENCES, models):
             yield Job(name, reference_folder(runs, name), study.exam.as_trained(base), base, False, model)
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..config import TrainConfig
-from ..data.problems import Problem, load_problems
 from ..data.prompts import Prompt
 from ..data.rollout import Rollout
 from ..errors import InputError
@@ -26,18 +25,19 @@ from ..rollout.shared import LedEngine, SharedEngine
 from ..rollout.vllm_server import VLLMEngine
 from ..scorers.scorer import Scorer
 from ..scorers.server import ServedScorer
-from ..verify.choose import check_answers, verifier_of
 from ..world import Alone, World
 from . import checkpoint
 from .checkpoint import Position
-from .checks import check_engines, check_problems, check_ranks, check_shared, reads_newlines
+from .checks import check_engines, check_ranks, check_shared, reads_newlines, stop_group_of
 from .determinism import prepare_torch
 from .follow import Follower, copies_of
+from .graders import Graders
 from .learner import Learner
 from .offload import Parked, ParkedEngine, ParkedScorer, moves, park, park_state
 from .policies import load_policies, scorers_of
+from .problems import problems_of, prompts_of
 from .rollouts import Engines
-from .routing import check_routes, encoded, views_of
+from .routing import views_of
 from .run import Run
 from .scoring import check_scorers
 from .teachers import cached, connected, contexts_of, models_of, routed, teachers_tokenizers
@@ -51,22 +51,21 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
     tokenizer = load.load_tokenizer(config.student, "student")
     theirs = teachers_tokenizers(config)
     shared = check_engines(config, shared_vocabulary(tokenizer, theirs))
-    problems = problems_of(config)
+    data = problems_of(config)
     views = views_of(config, tokenizer, theirs)
     last = next(iter(world.share(checkpoint.all_checkpoints(out / "checkpoints")[-1:])[0]), None)
     policy, targets, served, fingerprints = loaded_policies(config, last, tokenizer, device, world, shared)
+    stop_ids = chosen_stop_ids(config, policy, targets, tokenizer, theirs)
     parked = park(config, policy, targets) if world.size == 1 else {}
     scorers = scorers_for(config, policy, targets, served, parked, fingerprints, world)
-    ends = models_of(config, theirs, targets)
-    stop_ids = load.choose_stop_ids((policy.model, tokenizer), ends, config.rollout.stop_ids)
-    prompts = encoded(problems, config, views, load.context_length(policy.model), contexts_of(config, targets, served))
+    prompts = prompts_of(data, config, views, load.context_length(policy.model), contexts_of(config, targets, served))
     learner = learner_of(config, policy, targets, parked, world)
     copies = copies_of(config, policy, targets)
     position, pending = _begun(config, last, learner, copies)
-    student = student_engine(config, policy, targets.get("teacher"), out, prompts, world)
+    student = student_engine(config, policy, targets.get("teacher"), out, prompts.training, world)
     student.load(policy, learner.version)
     engines = engines_of(config, student, targets.get("teacher"), tokenizer, stop_ids, world)
-    check_shared(config, shared, prompts, engines)
+    check_shared(config, shared, prompts.training, engines)
     return Run(
         config=config,
         out=out,
@@ -76,10 +75,10 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         scorers=scorers,
         engines=parked_engines(config, engines, parked.get("teacher")),
         learner=learner,
-        prompts=prompts,
+        problems=prompts,
         views=views,
         newline_ids=newline_ids(tokenizer, policy.vocabulary_size if reads_newlines(config) else 0),
-        grader=verifier_of(config.prompts.verify),
+        grader=Graders(config.prompts),
         position=position,
         pending=pending,
         copies=copies,
@@ -88,16 +87,6 @@ def build_run(config: TrainConfig, out: Path, world: World | None = None) -> Run
         shared=shared,
         world=world,
     )
-
-
-def problems_of(config: TrainConfig) -> list[Problem]:
-    """The problems of the prompt file. Raises InputError for one that lacks what the settings need of it."""
-    problems = load_problems(config.prompts, routed=bool(config.teachers))
-    check_problems(problems, config)
-    check_routes(problems, config)
-    answers = {problem.id: problem.answer for problem in problems}
-    check_answers(config.prompts.verify, answers, f"prompts.path = {config.prompts.path}")
-    return problems
 
 
 def loaded_policies(
@@ -119,6 +108,21 @@ def loaded_policies(
     if world.size > 1:
         shard_policies(config, policy, targets, device)
     return policy, targets, served, fingerprints
+
+
+def chosen_stop_ids(
+    config: TrainConfig,
+    policy: Policy,
+    targets: Mapping[str, Policy],
+    tokenizer: PreTrainedTokenizerBase,
+    theirs: Mapping[str, PreTrainedTokenizerBase],
+) -> tuple[int, ...]:
+    """The ids that end a response. All models take them as one class where the settings say so. Raises InputError."""
+    teachers = models_of(config, theirs, targets)
+    found = load.choose_stop_ids((policy.model, tokenizer), teachers, config.rollout.stop_ids)
+    for each in (policy, *targets.values()):
+        each.stop_group = stop_group_of(config, found, policy.vocabulary_size)
+    return found
 
 
 def fingerprints_of(
@@ -208,7 +212,7 @@ def scorers_for(
 ) -> dict[str, Scorer]:
     """See `Run.scorers`. Raises InputError where one of them cannot score what is needed."""
     own = {**parked_scorers(scorers_of(config, policy, targets, world), parked), **served}
-    scorers = routed(config, cached(config, own, policy.vocabulary_size, fingerprints, world))
+    scorers = routed(config, cached(config, own, policy, fingerprints, world))
     check_scorers(config, scorers)
     return scorers
 

@@ -16,23 +16,21 @@ TOPS = {"student_top_ids", "teacher_top_ids", "student_top_logp", "teacher_top_l
 
 
 def check_problems(problems: Sequence[Problem], config: TrainConfig) -> None:
-    """Every problem has an answer if a weight reads the verifier's verdict, and a solution if solutions are learned
-    from. Raises InputError."""
+    """Every problem has an answer if a weight or an objective reads the verifier's verdict, and a solution if solutions
+    are learned from. Raises InputError."""
     wants = {
-        "answer": "a weight reads the verifier's verdict"
-        if needs_verifier(config) and config.prompts.verify.needs_answer
-        else None,
+        "answer": "a weight or objective.reward reads the verifier's verdict" if needs_verifier(config) else None,
         "solution": "reference solutions are learned from (rollout.on_policy, or a term's responses)"
         if learns_from_solutions(config)
         else None,
     }
     for name, why in wants.items():
-        lacking = [problem.id for problem in problems if getattr(problem, name) is None]
+        needed = (p for p in problems if name != "answer" or config.prompts.verify_of(p.source).needs_answer)
+        lacking = [problem.id for problem in needed if getattr(problem, name) is None]
         if why and lacking:
             raise InputError(
-                f"prompts.path = {config.prompts.path}: {why}, but problem {lacking[0]!r} has no {name} "
-                f"({len(lacking)} of {len(problems)} lack it); add it, name its column with prompts.columns, or remove "
-                f"that setting"
+                f"{config.prompts.place}: {why}, but problem {lacking[0]!r} has no {name} ({len(lacking)} of "
+                f"{len(problems)} lack it); add it, name its column with prompts.columns, or remove that setting"
             )
 
 
@@ -80,8 +78,14 @@ def check_supports(config: TrainConfig, vocabulary: int) -> None:
 
 
 def check_engines(config: TrainConfig, shared: SharedVocabulary | None) -> SharedVocabulary | None:
-    """The same. Servers know all of a model's tokens: they would write, or score, those that not all models share.
-    Raises InputError."""
+    """The same. Servers know all of a model's tokens: they would write, or score, those that not all models share. What
+    they say of a token is of its single id. Raises InputError."""
+    if config.rollout.stop_group and config.served_teachers:
+        role = next(iter(config.served_teachers))
+        raise InputError(
+            f"rollout.stop_group = true with {role}.kind = server: a server says what it thinks of single ids, not of "
+            f"the group; set {role}.kind=local, or rollout.stop_group=false"
+        )
     served = [("rollout.engine", "rollout.engine=hf")] if config.rollout.engine.kind != "hf" else []
     served += [(role, f"{role}.kind=local") for role in config.served_teachers]
     if shared is not None and served:
@@ -91,6 +95,21 @@ def check_engines(config: TrainConfig, shared: SharedVocabulary | None) -> Share
             f"and teacher the same added tokens, or set {mend}"
         )
     return shared
+
+
+def stop_group_of(config: TrainConfig, stop_ids: Sequence[int], vocabulary: int) -> tuple[int, ...]:
+    """The ids that end an answer and count as one action; empty where each is its own. vocabulary: ids that all models
+    share. Raises InputError for a group of one."""
+    if not config.rollout.stop_group:
+        return ()
+    group = tuple(dict.fromkeys(i for i in stop_ids if i < vocabulary))
+    if len(group) < 2:
+        raise InputError(
+            f"rollout.stop_group = true: an answer ends with {list(stop_ids)}, and a group needs two ids or more among "
+            f"the {vocabulary} that student and teacher share; set rollout.stop_ids=[ID,ID], or stop_group=false"
+        )
+    check_supports(config, vocabulary - len(group) + 1)
+    return group
 
 
 def check_shared(
@@ -112,7 +131,7 @@ def check_shared(
 
 
 def needs_verifier(config: TrainConfig) -> bool:
-    """Whether a weight reads whether a response is right."""
+    """Whether a weight or an objective reads whether a response is right."""
     return "correct" in config.reads
 
 

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from ..config import TrainConfig
+from ..data.held_out import write_held_out
 from ..errors import InputError, RunError
 from ..recipe import run_code
 from ..stop import Stopped, StopSignal
@@ -72,10 +73,12 @@ def _announce(made: Run, console: Console) -> None:
     """What is to be known before the first step."""
     how = made.config, made.prompts, made.views
     begun = made.position.step or made.position.update
-    lines = (
-        [f"resuming {made.out} at {made.position.name}"] if begun else lines_of(shown_prompts(*how), differences(*how))
-    )
-    for line in [*lines, *([made.shared.describe()] if made.shared is not None else [])]:
+    lines = [f"resuming {made.out} at {made.position.name}"] if begun else []
+    lines += made.problems.said
+    taught = bool(made.config.teacher_roles)
+    lines += [] if begun else lines_of(shown_prompts(*how), differences(*how), taught)
+    lines += [made.shared.describe()] if made.shared is not None else []
+    for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -114,11 +117,13 @@ def _elsewhere(setting: str) -> str:
 
 
 def _write_head(made: Run, problems: str) -> None:
-    """config.yaml, and this session's entry of environment.json."""
+    """config.yaml, the problems held out, and this session's entry of environment.json."""
     folder.write_config(made.out / "config.yaml", made.config)
+    write_held_out(made.out, made.problems.held_out)
     environment = {
         "began_at": made.position.name,
         "problems_sha256": problems,
+        "problems_said": made.problems.said,
         "ranks": made.world.size,
         "prompts_shown": shown_prompts(made.config, made.prompts, made.views),
         **{f"{role}_sha256": value for role, value in made.fingerprints.items()},

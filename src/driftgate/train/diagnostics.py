@@ -16,10 +16,11 @@ from ..method.scores import TokenScores
 from ..method.supports import overlap_ratio
 
 
-def distribution_sums(student: Summary, teacher: TokenScores, k: int) -> dict[str, Tensor]:
+def distribution_sums(student: Summary, teacher: TokenScores | None, k: int) -> dict[str, Tensor]:
     """Sums over tokens of the student's entropy, the entropy gap, the overlap ratio and the overlap advantage.
 
-    student: the current student's entropy and K most probable tokens. teacher: the same of the teacher.
+    student: the current student's entropy and K most probable tokens. teacher: the same of the teacher; None where
+    there is none, and the student's entropy is all there is.
 
     - entropy: H^S, in nats.
     - entropy_gap: |H^S - H^T|, in nats.
@@ -28,6 +29,8 @@ def distribution_sums(student: Summary, teacher: TokenScores, k: int) -> dict[st
       0 if no token is in both.
     """
     assert student.entropy is not None
+    if teacher is None:
+        return {"entropy": student.entropy.sum()}
     assert student.top_ids is not None
     assert student.top_logp is not None
     assert teacher.entropy is not None

@@ -115,7 +115,7 @@ def fingerprint_of_problems(prompts: Sequence[Prompt]) -> str:
     digest = hashlib.sha256()
     for prompt in prompts:
         known = asdict(prompt.problem)
-        for newer in ("teacher", "messages"):
+        for newer in ("teacher", "messages", "source"):
             if known[newer] is None:
                 del known[newer]  # so that a run without them has the fingerprint that it always had
         digest.update(json.dumps(known, sort_keys=True).encode())

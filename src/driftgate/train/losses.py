@@ -34,7 +34,7 @@ def read_head(
     """
     supports = {o: o.support_ids(scores) for o in objectives}
     wanted = {o: part.long().clamp(min=0) for o, part in supports.items() if part is not None}
-    outputs = Outputs(hidden, output, None, temperature, target_heads)
+    outputs = Outputs(hidden, output, None, temperature, target_heads, ids=ids)
     if any(objective.reads_vocabulary for objective in objectives):
         columns = torch.cat([ids[:, None], *wanted.values()], 1)
         logp = head.token_logprobs(hidden, output, columns, temperature)

@@ -1,7 +1,7 @@
 """A rollout batch, what an optimiser update takes of it, and in which order updates come."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from .. import keyed
 from ..config import TrainConfig
 from ..config.partitions import BlockPartition
 from ..data.experience import Experience
-from .weighing import Spans, fixed_partitions, partition_spans
+from .weighing import Moment, Spans, fixed_partitions, partition_spans, streams_of
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class Batch:
     def portion(self, update: ScheduledUpdate) -> dict[str, Portion]:
         """What an update takes of each group of responses that a term of its step learns from."""
         wanted = {term.responses for term in self.config.terms_at(update.step).values()}
+        for name in wanted & self.responses.keys():
+            self.responses[name] = with_ahead(self.config, name, self.responses[name], update.step)
         return {
             name: Portion(part, sequences_of(self.config, name, part, update), *self.spans[name])
             for name, part in self.responses.items()
@@ -101,6 +103,19 @@ class Batch:
         """Take in the old log-probabilities that the first update found; None where there were none to find."""
         if logp is not None:
             self.responses["student"] = self.student.with_behaviour(logp)
+
+
+def with_ahead(config: TrainConfig, name: str, batch: Experience, step: int) -> Experience:
+    """A group of responses with what its terms' losses depend on of other tokens (`Objective.ahead`), unless that has
+    been found before."""
+    found = dict(batch.scores.ahead)
+    for term in config.terms_at(step).values():
+        objective = term.objective
+        if term.responses == name and objective.looks_ahead and objective not in found:
+            every, cpu, moment = torch.arange(len(batch.ids)), torch.device("cpu"), Moment(config.seed, step)
+            streams = streams_of(batch, every, objective.reads_batch, None, moment, config.diagnostics.k, cpu)
+            found[objective] = objective.ahead(streams)
+    return batch if len(found) == len(batch.scores.ahead) else replace(batch, scores=replace(batch.scores, ahead=found))
 
 
 def spans_of(config: TrainConfig, name: str, batch: Experience, newline_ids: Tensor) -> tuple[Spans, Tensor | None]:

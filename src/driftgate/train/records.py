@@ -1,7 +1,6 @@
 """What a rollout batch is turned into: the experience to train on, the rows of rollouts/, and metrics."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,12 +30,8 @@ def make_experience(
     """
     batch = Experience.of(prompts, responses, config.drop_tokens, version)
     _refuse_useless(batch, config, limit)
-    counts = torch.tensor([int(kept.sum()) for kept in batch.keep])
-    group = torch.repeat_interleave(torch.tensor([len(part) for part in responses]))
-    batch = replace(batch, group=torch.repeat_interleave(group, counts))
-    if None not in correct:
-        batch = replace(batch, correct=torch.repeat_interleave(torch.tensor(correct).float(), counts))
-    return batch
+    groups = torch.repeat_interleave(torch.tensor([len(part) for part in responses]))
+    return batch.with_groups(groups, None if None in correct else torch.tensor(correct).float())
 
 
 def _refuse_useless(batch: Experience, config: TrainConfig, limit: int) -> None:
@@ -65,21 +60,24 @@ def rollout_rows(
     prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]], decode: Callable, verifier: Verifier
 ) -> list[dict[str, Any]]:
     """A row of rollouts/ for each response. `correct` is None where the verifier lacks an answer."""
-    rows = []
-    for prompt, group in zip(prompts, responses):
-        for sample, response in enumerate(group):
-            text, gold = decode(response.ids), prompt.problem.answer
-            correct = None if gold is None and verifier.needs_answer else verifier.grade(text, gold)
-            row = {
-                "prompt": prompt.problem.id,
-                "sample": sample,
-                "finished": response.finished,
-                "correct": correct,
-                "prefix": response.prefix,
-                "reference": response.reference,
-            }
-            rows.append(row | {"text": text, "ids": list(response.ids)})
-    return rows
+    written = [(prompt.problem, n, r) for prompt, group in zip(prompts, responses) for n, r in enumerate(group)]
+    texts = [decode(response.ids) for _, _, response in written]
+    graded = [not verifier.needs_answer or problem.answer is not None for problem, _, _ in written]
+    pairs = ((text, problem.answer) for text, (problem, _, _), whether in zip(texts, written, graded) if whether)
+    verdicts = iter(verifier.grade_many(pairs))
+    return [
+        {
+            "prompt": problem.id,
+            "sample": sample,
+            "finished": response.finished,
+            "correct": next(verdicts) if whether else None,
+            "prefix": response.prefix,
+            "reference": response.reference,
+            "text": text,
+            "ids": list(response.ids),
+        }
+        for (problem, sample, response), text, whether in zip(written, texts, graded)
+    ]
 
 
 def rollout_metrics(batch: Experience, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -103,17 +101,35 @@ def rollout_metrics(batch: Experience, rows: Sequence[dict[str, Any]]) -> dict[s
     return metrics
 
 
-def distances(batch: Experience) -> dict[str, float]:
+def rollout_by_source(prompts: Sequence[Prompt], rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Of each source of a mixture that the batch has a prompt of: its share of all response tokens, and the share of
+    right responses among those that the student wrote and that have a verdict. Empty without a mixture."""
+    found: dict[str, float] = {}
+    tokens = sum(len(row["ids"]) for row in rows)
+    for name in sorted({prompt.problem.source for prompt in prompts if prompt.problem.source}):
+        ids = {prompt.problem.id for prompt in prompts if prompt.problem.source == name}
+        own = [row for row in rows if row["prompt"] in ids]
+        found[f"source.{name}.share"] = sum(len(row["ids"]) for row in own) / tokens
+        verdicts = [row["correct"] for row in own if row["correct"] is not None and not row["reference"]]
+        if verdicts:
+            found[f"source.{name}.correct"] = float(np.mean(verdicts))
+    return found
+
+
+def distances(batch: Experience, group: tuple[int, ...] = ()) -> dict[str, float]:
     """Differences of log-probabilities, in nats, over the tokens that the student wrote.
 
     mismatch_mean, mismatch_max: |engine - trainer|. teacher_gap: mean of log q - log o. Empty before the first update,
-    which completes the student's log-probabilities, and if the student wrote no token.
+    which completes the student's log-probabilities, and if the student wrote no token. group: ids that the trainer
+    takes as one class (see `method.stop_group`); the engine's log-probability is of the single id, so the mismatch
+    leaves them out.
     """
     old_logp, teacher, own = batch.scores.behaviour.logp, batch.scores.teacher.logp, batch.written[batch.rows]
     if old_logp is None or not own.any():
         return {}
-    gap = (batch.engine_logp - old_logp)[own].abs()
-    metrics = {"mismatch_mean": float(gap.mean()), "mismatch_max": float(gap.max())}
+    single = own & ~torch.isin(batch.ids, torch.tensor(group)) if group else own
+    gap = (batch.engine_logp - old_logp)[single].abs()
+    metrics = {"mismatch_mean": float(gap.mean()), "mismatch_max": float(gap.max())} if len(gap) else {}
     if teacher is not None:
         metrics["teacher_gap"] = float((teacher - old_logp)[own].mean())
     return metrics

@@ -10,6 +10,7 @@ from .. import keyed
 from ..config import TrainConfig
 from ..config.maps import AffineMap
 from ..data.experience import Experience
+from ..data.mixture import places_of
 from ..data.prompts import Prompt
 from ..data.response import Response
 from ..horizon import LengthController, growing, share
@@ -83,13 +84,23 @@ def counted_lengths(config: TrainConfig, batch: Batch) -> list[int]:
 
 def prompts_of_batch(prompts: Sequence[Prompt], config: TrainConfig, number: int) -> list[Prompt]:
     """The prompts of a rollout batch, counted from 0. They are consecutive in a shuffled order, which depends on the
-    seed and the epoch alone."""
-    size, count = config.prompts.per_step, len(prompts)
+    seed and the epoch alone; of a mixture each source has such an order of its own."""
+    size, mix = config.prompts.per_step, config.prompts.mix
     places = range(number * size, (number + 1) * size)
-    orders = {
-        epoch: keyed.generator(config.seed, "order", epoch).permutation(count)
-        for epoch in {place // count for place in places}
-    }
+    if not mix:
+        return _shuffled(prompts, (config.seed, "order"), places)
+    drawn = places_of({name: source.weight for name, source in mix.items()}, places.start, places.stop)
+    walks = {}
+    for name in mix:
+        own = [prompt for prompt in prompts if prompt.problem.source == name]
+        walks[name] = iter(_shuffled(own, (config.seed, "order", name), [n for each, n in drawn if each == name]))
+    return [next(walks[name]) for name, _ in drawn]
+
+
+def _shuffled(prompts: Sequence[Prompt], key: tuple[int | str, ...], places: Sequence[int]) -> list[Prompt]:
+    """The prompts at these places of a walk through ever new shuffles, one an epoch."""
+    count = len(prompts)
+    orders = {epoch: keyed.generator(*key, epoch).permutation(count) for epoch in {place // count for place in places}}
     return [prompts[orders[place // count][place % count]] for place in places]
 
 

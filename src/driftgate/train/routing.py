@@ -18,19 +18,23 @@ def check_routes(problems: Sequence[Problem], config: TrainConfig) -> None:
     """With several teachers every problem names one of them, and every teacher has a problem. Raises InputError."""
     if not config.teachers:
         return
-    names, column = sorted(config.teachers), config.prompts.columns.get("teacher", "teacher")
+    names, prompts = sorted(config.teachers), config.prompts
     for problem in problems:
         if problem.teacher not in config.teachers:
             shown = "names no teacher" if problem.teacher is None else f"names the teacher {problem.teacher!r}"
+            column = prompts.sources[problem.source or ""].columns.get("teacher", "teacher")
+            setting = prompts.setting_of(problem.source)
+            mend = f", or set {setting}.teacher" if prompts.mix else ""
             raise InputError(
-                f"prompts.path = {config.prompts.path}: problem {problem.id!r} {shown} in column {column!r}; the "
-                f"teachers are {', '.join(names)}; mend the column, or name another with prompts.columns.teacher=..."
+                f"{prompts.place}: problem {problem.id!r} {shown} in column {column!r}; the teachers are "
+                f"{', '.join(names)}; mend the column, or name another with {setting}.columns.teacher=...{mend}"
             )
     used = {problem.teacher for problem in problems}
     if unused := [name for name in names if name not in used]:
+        where = "" if prompts.mix else f" in column {prompts.columns.get('teacher', 'teacher')!r}"
         raise InputError(
-            f"teachers.{unused[0]}: no problem of prompts.path = {config.prompts.path} names it in column {column!r}; "
-            f"take the teacher out, or mend the column"
+            f"teachers.{unused[0]}: no problem of {prompts.place} names it{where}; take the teacher out, or mend the "
+            f"column"
         )
 
 
@@ -52,14 +56,17 @@ def encoded(
     teacher_contexts: Mapping[str, int | None],
 ) -> list[Prompt]:
     """The problems as token ids, each as its teacher is to see it. views: by role. context, teacher_contexts: positions
-    that the student and each teacher were made for. Raises InputError for a prompt that leaves its response no room."""
+    that the student and each teacher were made for. Without a teacher, its prompts are the student's. Raises InputError
+    for a prompt that leaves its response no room, unless such are left out."""
+    if not config.teacher_roles:
+        return encode_prompts(problems, views["student"], config.prompts, config.rollout.max_new_tokens, context)
     prompts: dict[str, Prompt] = {}
     for number, role in enumerate(config.teacher_roles):
         own = [p for p in problems if not config.teachers or f"teachers.{p.teacher}" == role]
         how = config.prompts, config.rollout.max_new_tokens, context, views[role], teacher_contexts[role], role
         for prompt in encode_prompts(own, views["student"], *how):
             prompts[prompt.problem.id] = replace(prompt, teacher=number) if config.teachers else prompt
-    return [prompts[problem.id] for problem in problems]
+    return [prompts[problem.id] for problem in problems if problem.id in prompts]
 
 
 def rollout_by_teacher(config: TrainConfig, batch: Experience) -> dict[str, float]:

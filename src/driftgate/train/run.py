@@ -20,14 +20,15 @@ from ..models.vocabularies import SharedVocabulary
 from ..scorers.scorer import Scorer
 from ..scorers.server import ServedScorer
 from ..stop import Stopped, StopSignal
-from ..verify.verifier import Verifier
 from ..world import Alone, World
 from . import checkpoint
 from .checkpoint import Position
 from .display import Display
 from .follow import Follower
+from .graders import Graders
 from .learner import Learner
 from .portions import Batch, ScheduledUpdate
+from .problems import RunPrompts
 from .records import distances
 from .rollouts import Engines, controller_after, controller_of
 from .routing import gaps_by_teacher
@@ -52,12 +53,12 @@ class Run:
     """"behaviour" (the student), "teacher" and, where a term is held to it, "initial"."""
     engines: Engines
     learner: Learner
-    prompts: Sequence[Prompt]
+    problems: RunPrompts
     views: Mapping[str, View]
     """What each role is shown: "student", and the teachers by their names in the settings."""
     newline_ids: Tensor
     """bool [V], True where a token's text contains a newline."""
-    grader: Verifier
+    grader: Graders
     position: Position
     pending: dict[int, Rollout] = field(default_factory=dict)
     """The rollout batches that a resumed run has already, by number."""
@@ -89,6 +90,11 @@ class Run:
         self.latest: dict[str, float] = {}
         """Metrics of the last update."""
 
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """Those that are trained on."""
+        return self.problems.training
+
     @cached_property
     def metrics(self) -> Metrics:
         return Metrics(self.out / "metrics.jsonl", self.position, self.world.rank == 0)
@@ -99,7 +105,8 @@ class Run:
     def track(self, update: ScheduledUpdate, metrics: dict[str, float], batch: Batch) -> None:
         """Write an update's metrics down and move on behind it."""
         if update.number == 0:
-            metrics = metrics | distances(batch.student) | gaps_by_teacher(self.config, batch.student)
+            student = batch.student
+            metrics = metrics | distances(student, self.policy.stop_group) | gaps_by_teacher(self.config, student)
         self.metrics.log("update", **update.place, **metrics)
         self.latest = metrics
         self.position.update = update.number + 1

@@ -26,11 +26,14 @@ def needs_of(config: TrainConfig, responses: str, *steps: int) -> NeedsOf:
         for term in config.terms_at(step).values():
             if term.responses == responses:
                 needs = _both(needs, term.objective.needs)
-                needs = _both(needs, needs_of_signals(term.reads_of_weights, config.diagnostics.k))
+                reads = term.reads_of_weights | term.objective.reads_batch
+                needs = _both(needs, needs_of_signals(reads, config.diagnostics.k))
         if responses == "student":
             needs = _both(needs, {"behaviour": Needs(logp=config.log_drift)})
             if diagnosed(config, step):
-                wanted = {"behaviour_logp", "teacher_entropy", "teacher_top_logp"}
+                wanted = {"behaviour_logp"} | (
+                    {"teacher_entropy", "teacher_top_logp"} if config.teacher_roles else set()
+                )
                 needs = _both(needs, needs_of_signals(wanted, config.diagnostics.k))
     return {scorer: wanted for scorer, wanted in needs.items() if wanted}
 
@@ -117,4 +120,5 @@ def _found_by_first_update(config: TrainConfig, needs: Needs, step: int) -> bool
     """Whether the first update needs no forward before it: it finds log p(y_t) itself, before anything reads it."""
     terms = config.terms_at(step).values()
     ahead = any(weighed_ahead(t, len(terms)) and t.reads_of_weights & {"logp", "behaviour_logp"} for t in terms)
+    ahead = ahead or any("behaviour_logp" in t.objective.reads_batch for t in terms)
     return "logp" in config.reads and not (needs.entropy or needs.top or ahead)

@@ -36,12 +36,12 @@ def differences(config: TrainConfig, prompts: Sequence[Prompt], views: Mapping[s
     return lines
 
 
-def lines_of(shown: Mapping[str, str], different: Sequence[str]) -> list[str]:
-    """What the terminal gets of both."""
+def lines_of(shown: Mapping[str, str], different: Sequence[str], taught: bool = True) -> list[str]:
+    """What the terminal gets of both. taught: whether there is a teacher."""
     lines = []
     for role, text in shown.items():
         lines += [f"a prompt as {role} sees it:", _shortened(text)]
-    if len(shown) == 1:
+    if taught and len(shown) == 1:
         lines.append("the teacher sees the same")
     return lines + list(different)
 

@@ -61,18 +61,20 @@ def contexts_of(
 def cached(
     config: TrainConfig,
     scorers: Mapping[str, Scorer],
-    vocabulary: int,
+    student: Policy,
     fingerprints: Mapping[str, str],
     world: World,
 ) -> dict[str, Scorer]:
-    """The same; those of teachers with a cache read what has been scored before. vocabulary: ids that student and
-    teachers share. fingerprints: on rank 0 alone. Raises InputError for a folder that cannot be made."""
+    """The same; those of teachers with a cache read what has been scored before. student: what it shares
+    with the teachers. fingerprints: on rank 0 alone. Raises InputError for a folder that cannot be made."""
     folders = {role: Path(each.cache) for role, each in config.teacher_roles.items() if each.cache is not None}
     if not folders:
         return dict(scorers)
     known, found = world.share(dict(fingerprints))[0], dict(scorers)
     for role, folder in folders.items():
-        identity: dict[str, Any] = {"model": known[role], "vocabulary": vocabulary}
+        identity: dict[str, Any] = {"model": known[role], "vocabulary": student.vocabulary_size}
+        if student.stop_group:
+            identity["stop_group"] = list(student.stop_group)
         identity["temperature"] = config.rollout.temperature
         if not config.teacher_roles[role].served:  # a server cuts its forwards as it likes
             identity |= {"microbatch_tokens": config.microbatch_tokens, "ranks": world.size}
@@ -90,7 +92,7 @@ def routed(config: TrainConfig, scorers: Mapping[str, Scorer]) -> dict[str, Scor
 
 def caches_of(scorers: Mapping[str, Scorer]) -> list[CachedScorer]:
     """Those of the teachers that have one."""
-    teacher = scorers["teacher"]
+    teacher = scorers.get("teacher")
     every = teacher.scorers if isinstance(teacher, RoutedScorer) else [teacher]
     return [scorer for scorer in every if isinstance(scorer, CachedScorer)]
 

@@ -162,5 +162,6 @@ class Terms:
         if update.diagnose:
             k = self.config.diagnostics.k
             found = head.summary(outputs.hidden, outputs.head, given.ids[:, None], k, True, self.temperature)
-            sums |= diagnostics.distribution_sums(found, scores.teacher, k)
+            teacher = scores.teacher if self.config.teacher_roles else None
+            sums |= diagnostics.distribution_sums(found, teacher, k)
         return sums

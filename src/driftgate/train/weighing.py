@@ -227,7 +227,8 @@ def _mapped(
     if how.kind == "sigmoid":
         return steps.sigmoid(values, how.centre, how.width, how.low)
     if how.kind == "keep_top":
-        return steps.keep_top(values, how.share)
+        owners = streams.rows[steps.first_of(ids)] if how.scope == "sequence" else None
+        return steps.keep_top(values, how.share, owners)
     if how.kind == "bernoulli":
         trusted = moment.uniforms("bernoulli", name, streams.sequences)[steps.first_of(ids)] < values
         return (trusted ^ how.complement).to(values.dtype)

@@ -14,7 +14,7 @@ from ..data.response import Response
 from ..data.rollout import Rollout
 from ..rollout.shared import LedEngine
 from .checkpoint import Position
-from .records import make_experience, rollout_metrics, rollout_rows
+from .records import make_experience, rollout_by_source, rollout_metrics
 from .rollouts import Engines, controller_of, length_limit, other_responses, prompts_of_batch, sample_responses
 from .routing import rollout_by_teacher
 from .scoring import behaviour_scores, target_scores
@@ -94,7 +94,7 @@ class Writing:
                 name: behaviour_scores(config, by, name, part, *self.steps, fresh=fresh)
                 for name, part in responses.items()
             }
-        metrics = rollout_metrics(scored["student"], rows) | seconds
+        metrics = rollout_metrics(scored["student"], rows) | rollout_by_source(self.prompts, rows) | seconds
         if config.rollout.horizon is not None:
             metrics["limit"] = self.limit
         return Rollout(scored, metrics)
@@ -112,7 +112,7 @@ def score_by_targets(run: Run, rollout: Rollout, steps: Sequence[int]) -> None:
 def graded(run: Run, prompts: Sequence[Prompt], sampled: Sampled) -> list[dict[str, Any]]:
     """The rows of rollouts/; each rank grades the responses to its share of the prompts."""
     rank, size = run.world.rank, run.world.size
-    own = rollout_rows(prompts[rank::size], sampled[rank::size], run.decode, run.grader)
+    own = run.grader.rows(prompts[rank::size], sampled[rank::size], run.decode)
     shares = [iter(part) for part in run.world.share(own)]
     return [next(shares[place % size]) for place, group in enumerate(sampled) for _ in group]
 

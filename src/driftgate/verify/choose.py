@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from ..config.verify import (
     ChoiceSettings,
+    CodeSettings,
     ExactSettings,
     FunctionSettings,
     JsonSchemaSettings,
@@ -14,6 +15,7 @@ from ..config.verify import (
 )
 from ..errors import InputError
 from .choice import Choice
+from .code import Code
 from .exact import Exact
 from .function import Function
 from .grading import Grader
@@ -40,6 +42,8 @@ def verifier_of(settings: VerifySettings) -> Verifier:
             return JsonSchema(settings)
         case FunctionSettings():
             return Function(settings)
+        case CodeSettings():
+            return Code(settings)
 
 
 def check_answers(settings: VerifySettings, answers: Mapping[str, str | None], where: str) -> None:
