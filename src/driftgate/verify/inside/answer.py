@@ -13,8 +13,8 @@ import os
 import sys
 import types
 
-from confine import confine, limit
-from peer import GoneError, Peer
+from confine import confine, limit  # pyright: ignore[reportMissingImports]
+from peer import GoneError, Peer  # pyright: ignore[reportMissingImports]
 
 TYPE_CHECKING = False  # importing typing would take a quarter of the start
 if TYPE_CHECKING:
