@@ -261,6 +261,6 @@ def test_layers_that_are_no_attention_are_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match=r"layers that are no attention \(linear_attention\) cannot be estimated"):
         shape_of(str(tmp_path), "student")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "falcon_h1"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "recurrent_gemma"}))
     with pytest.raises(InputError, match="layers that are no attention cannot be estimated"):
         shape_of(str(tmp_path), "student")
