@@ -13,12 +13,15 @@ import os
 import sys
 import types
 
-from confine import confine, limit  # pyright: ignore[reportMissingImports]
-from peer import GoneError, Peer  # pyright: ignore[reportMissingImports]
-
 TYPE_CHECKING = False  # importing typing would take a quarter of the start
 if TYPE_CHECKING:
     from typing import Any
+
+    from .confine import confine, limit
+    from .peer import GoneError, Peer
+else:  # a script has its own folder's modules beside it
+    from confine import confine, limit
+    from peer import GoneError, Peer
 
 
 def load(code: str, name: str) -> types.ModuleType:
