@@ -41,7 +41,7 @@ def test_every_response_truncated(command, tmp_path):
 
 def test_every_response_empty(command, tmp_path):
     code, said = command(student={"path": certain_model(tmp_path / "mute", token=1)})
-    assert code == 1
+    assert code == 1, said
     assert "responses is empty" in said
 
 

@@ -49,6 +49,16 @@ WORKS = {
     "TRB": ("2605.31159", ["trb"]),
     "Prefix Teach": ("2605.13643", ["prefix_teach"]),
     "OPSM": ("DeepSeek-V3.2", ["opsm"]),
+    "GRPO": ("2402.03300", ["grpo"]),
+    "Dr. GRPO": ("2503.20783", ["dr_grpo"]),
+    "PowerOPD": ("2606.17199", ["power_opd"]),
+    "TOP-D": ("2607.04751", ["top_d"]),
+    "Demystifying OPD": ("2607.13399", ["clipped_reward", "sign_log_reward"]),
+    "gammaOPD": ("2609.16937", ["gamma_opd"]),
+    "Semi-OPD": ("2610.11291", ["semi_opd"]),
+    "DIAL-OPD": ("2610.11659", ["dial_opd"]),
+    "IER-OPD": ("2609.24432", ["ier_opd"]),
+    "ResOPD": ("2610.04882", ["res_opd"]),
     "truncated importance weights": ("importance sampling", ["truncated_is"]),
 }
 """What each recipe of `repairs/` follows."""
@@ -87,7 +97,8 @@ def test_a_recipe_takes_two_steps(name, paths, tmp_path):
 def test_a_recipe_takes_the_models_and_sizes_of_another_family(name):
     ours, theirs = load_recipe(name), load_recipe(name, family="qwen3")
     base = load_recipe("qwen3/lsm_none")
-    assert (theirs.student, theirs.teacher, theirs.prompts) == (base.student, base.teacher, base.prompts)
+    teacher = None if ours.teacher is None else base.teacher  # a recipe without a teacher stays without one
+    assert (theirs.student, theirs.teacher, theirs.prompts) == (base.student, teacher, base.prompts)
     assert (theirs.steps, theirs.rollout.max_new_tokens) == (200, 16384)
     assert set(theirs.all_terms) == set(ours.all_terms)
     for term, settings in ours.all_terms.items():

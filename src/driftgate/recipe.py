@@ -218,14 +218,18 @@ def _without_tags(parts: tuple[int | str, ...]) -> list[str]:
     return [str(part) for before, last, part in places if last not in unions or before in names]
 
 
+COPIES = ("terms.NAME.objective.", "terms.NAME.weights.NAME.", "teachers.NAME.", "prompts.mix.NAME.verify.")
+"""Groups with the settings of `objective`, `weights.NAME`, `teacher` and `prompts.verify`."""
+
+
 def setting_names(model: type[BaseModel] = TrainConfig, prefix: str = "") -> list[str]:
     """Every dotted name, with those of groups and of all members of unions."""
     names = []
     for name, field in model.model_fields.items():
         names.append(prefix + name)
         named = f"{prefix}{name}.NAME." if get_origin(field.annotation) is dict else f"{prefix}{name}."
-        if named in ("terms.NAME.objective.", "terms.NAME.weights.NAME.", "teachers.NAME."):
-            continue  # the same settings as objective, weights.NAME and teacher
+        if named in COPIES:
+            continue
         for group in groups_of(field.annotation):
             names += setting_names(group, named)
     return list(dict.fromkeys(names))

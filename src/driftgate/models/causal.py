@@ -31,17 +31,24 @@ def check_causal(policy: Policy, role: str, path: str) -> None:
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}); choose a causal "
             f"language model of text"
         ) from None
-    gap = float((one - other).abs().mean() / one.std())
+    gap = share_of_size(one - other, one)
     if not gap <= rounding(policy.model):
         raise InputError(
             f"{role}.path = {path!r}: {type(policy.model).__name__} is not causal: its hidden states change by "
-            f"{gap:.2g} of their spread with tokens that follow; choose a causal model (an encoder such as BERT needs "
+            f"{gap:.2g} of their size with tokens that follow; choose a causal model (an encoder such as BERT needs "
             f"is_decoder = true in its config.json)"
         )
 
 
+def share_of_size(gap: Tensor, states: Tensor) -> float:
+    """Mean absolute value of a gap between hidden states, as a share of their root mean square; they may all be the
+    same number, so it is not a share of their spread."""
+    size = states.square().mean().sqrt().clamp(min=torch.finfo(states.dtype).tiny)
+    return float(gap.abs().mean() / size)
+
+
 def rounding(model: Any) -> float:
-    """The largest mean gap, as a share of the spread, that two orders of adding may leave between hidden states."""
+    """The largest mean gap, as a share of the size, that two orders of adding may leave between hidden states."""
     return max(1e-3, 8 * torch.finfo(model.get_output_embeddings().weight.dtype).eps)
 
 
