@@ -24,10 +24,8 @@ def _module_and_function(path: str) -> str:
     return path
 
 
-class MathSettings(Settings):
-    """Mathematics: the last box equals the answer, by the rule in docs/evaluation.md."""
-
-    kind: Literal["math"] = "math"
+class VerifierSettings(Settings):
+    """What all kinds share."""
 
     @property
     def needs_answer(self) -> bool:
@@ -35,7 +33,13 @@ class MathSettings(Settings):
         return True
 
 
-class ExactSettings(Settings):
+class MathSettings(VerifierSettings):
+    """Mathematics: the last box equals the answer, by the rule in docs/evaluation.md."""
+
+    kind: Literal["math"] = "math"
+
+
+class ExactSettings(VerifierSettings):
     """Text: a part of the response equals the answer, character by character, without the white space around both."""
 
     kind: Literal["exact"]
@@ -53,34 +57,22 @@ class ExactSettings(Settings):
             raise ValueError("part = box and after both say what is compared; take one of the two out")
         return self
 
-    @property
-    def needs_answer(self) -> bool:
-        return True
 
-
-class NumberSettings(Settings):
+class NumberSettings(VerifierSettings):
     """Number: the last number of the response, or of its last box where it has one, is compared with the answer's."""
 
     kind: Literal["number"]
     tolerance: NonNegativeFloat = 0.0
     """Largest difference that is still right, in the answer's unit. 0 compares exactly."""
 
-    @property
-    def needs_answer(self) -> bool:
-        return True
 
-
-class ChoiceSettings(Settings):
+class ChoiceSettings(VerifierSettings):
     """Multiple choice: the one letter, A to Z, that the response names is the answer's."""
 
     kind: Literal["choice"]
 
-    @property
-    def needs_answer(self) -> bool:
-        return True
 
-
-class RegexSettings(Settings):
+class RegexSettings(VerifierSettings):
     """Regular expression of Python: found anywhere in the response, in a process of its own."""
 
     kind: Literal["regex"]
@@ -94,7 +86,7 @@ class RegexSettings(Settings):
         return self.pattern is None
 
 
-class JsonSchemaSettings(Settings):
+class JsonSchemaSettings(VerifierSettings):
     """JSON schema: the response's last JSON value is valid, in a process of its own. Needs the extra `verify`."""
 
     kind: Literal["json_schema"]
@@ -116,7 +108,7 @@ class JsonSchemaSettings(Settings):
         return self.file is None or self.equal
 
 
-class FunctionSettings(Settings):
+class FunctionSettings(VerifierSettings):
     """A function of yours: called with the response's text and the problem's answer, in a process of its own."""
 
     kind: Literal["function"]
@@ -128,12 +120,8 @@ class FunctionSettings(Settings):
     memory_gib: PositiveFloat = 2.0
     """Address space of the process, in GiB, where the system can bound it."""
 
-    @property
-    def needs_answer(self) -> bool:
-        return True
 
-
-class CodeSettings(Settings):
+class CodeSettings(VerifierSettings):
     """Code: the response's last block of Python passes the problem's tests, in limited processes of its own."""
 
     kind: Literal["code"]
@@ -143,10 +131,6 @@ class CodeSettings(Settings):
     """Address space of each process, in GiB, where the system can bound it."""
     workers: PositiveInt = 2
     """How many answers run at a time. An answer takes two processes, of which one works."""
-
-    @property
-    def needs_answer(self) -> bool:
-        return True
 
 
 VerifySettings = Annotated[

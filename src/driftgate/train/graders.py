@@ -20,10 +20,11 @@ class Graders:
         made = {repr(settings): verifier_of(settings) for settings in every.values()}
         self.verifiers: dict[str, Verifier] = {name: made[repr(settings)] for name, settings in every.items()}
         """By source; "" where there is no mixture."""
+        self._distinct = list(made.values())
         self._open = ExitStack()
 
     def __enter__(self) -> "Graders":
-        for verifier in {id(each): each for each in self.verifiers.values()}.values():
+        for verifier in self._distinct:
             self._open.enter_context(verifier)
         return self
 
@@ -39,7 +40,7 @@ class Graders:
     ) -> list[dict[str, Any]]:
         """The rows of rollouts/, in the order of the prompts; see `rollout_rows`."""
         graded: dict[int, list[dict[str, Any]]] = {}
-        for verifier in {id(each): each for each in self.verifiers.values()}.values():
+        for verifier in self._distinct:
             own = [place for place, prompt in enumerate(prompts) if self.of(prompt) is verifier]
             groups = [responses[place] for place in own]
             rows = iter(rollout_rows([prompts[place] for place in own], groups, decode, verifier))
